@@ -1,0 +1,239 @@
+"""The environment as one frozen value; all problems in it reported together.
+
+Each variable is declared once, in `Config`: attribute, name, parser, default, and the sentence
+that says what it means. The README's table is checked against these declarations.
+
+Source: specs/001 R2-R5.
+"""
+
+import dataclasses
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from environs import Env, EnvValidationError, ValidationError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_TRUE = frozenset(("true", "1", "yes", "on"))
+_FALSE = frozenset(("false", "0", "no", "off"))
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>[0-9]{1,5})")
+# Beyond a century of milliseconds a number is a slip of the hand, not a setting.
+_LARGEST = 10**12
+
+
+class ConfigError(Exception):
+    """The environment cannot be used; the text has one sentence for each bad variable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustedPeers:
+    """Whose X-Forwarded-For is believed: address ranges, and unix-socket peers if `unix`."""
+
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        # int() would also take "1_000", " 5 " and digits of other scripts.
+        if not re.fullmatch(r"[0-9]{1,13}", text) or not least <= int(text) <= _LARGEST:
+            raise ValidationError(f"a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise ValidationError("one of true, false, 1, 0, yes, no, on, off")
+
+
+def _listen_address(text: str) -> str:
+    match = _HOST_PORT.fullmatch(text)
+    if match and 1 <= int(match["port"]) <= 65535:
+        return text
+    if re.fullmatch(r"unix:/\S+", text):
+        return text
+    raise ValidationError("host:port or unix:/path")
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = None
+    if not usable or re.search(r"[\s\x00-\x1f\x7f]", text):
+        raise ValidationError("an http or https URL with a host")
+    if "@" in parts.netloc:
+        # requests would turn it into an Authorization header in place of the client's.
+        raise ValidationError("a URL without credentials")
+    return text
+
+
+def _base_url(text: str) -> str:
+    parts = urlsplit(_url(text))
+    if parts.query or parts.fragment:
+        raise ValidationError("a URL without query and fragment")
+    return text.rstrip("/")
+
+
+def _trusted_peers(text: str) -> TrustedPeers:
+    words = text.replace(",", " ").split()
+    try:
+        networks = tuple(ipaddress.ip_network(word, strict=False)
+                         for word in words if word != "unix")
+    except ValueError:
+        raise ValidationError("CIDRs such as 10.0.0.0/8, or the word unix") from None
+    return TrustedPeers(networks, "unix" in words)
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in _LOG_LEVELS:
+        raise ValidationError("one of " + ", ".join(_LOG_LEVELS))
+    return text.lower()
+
+
+def _option(name: str, parse: Callable[[str], Any], default: str, says: str,
+            secret: bool = False) -> Any:
+    return dataclasses.field(repr=not secret, metadata={
+        "name": name, "parse": parse, "default": default, "says": says, "secret": secret})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What the service was told by its environment; durations keep the unit of their name."""
+
+    listen_addr: str = _option(
+        "LISTEN_ADDR", _listen_address, "0.0.0.0:8080",
+        "where the service listens: host:port, or unix:/path")
+    backend_base_url: str = _option(
+        "BACKEND_BASE_URL", _base_url, "https://llm.chutes.ai",
+        "the upstream; /v1/chat/completions is appended")
+    models_url: str = _option(
+        "MODELS_URL", _url, "https://llm.chutes.ai/v1/models",
+        "the feed that makes the allowlist")
+    models_refresh_ms: int = _option(
+        "MODELS_REFRESH_MS", _whole_number(1), "300000",
+        "time between two fetches of the models feed, ms")
+    utilization_url: str = _option(
+        "UTILIZATION_URL", _url, "https://api.chutes.ai/chutes/utilization",
+        "the feed that makes the ranking")
+    utilization_refresh_ms: int = _option(
+        "UTILIZATION_REFRESH_MS", _whole_number(1), "5000",
+        "time between two fetches of the utilization feed, ms")
+    control_plane_timeout_ms: int = _option(
+        "CONTROL_PLANE_TIMEOUT_MS", _whole_number(1), "10000",
+        "a feed must be there whole within this time, ms")
+    readyz_max_snapshot_age_ms: int = _option(
+        "READYZ_MAX_SNAPSHOT_AGE_MS", _whole_number(1), "20000",
+        "not ready with a ranking older than this, ms")
+    readyz_max_allowlist_age_ms: int = _option(
+        "READYZ_MAX_ALLOWLIST_AGE_MS", _whole_number(1), "600000",
+        "not ready with an allowlist older than this, ms")
+    sticky_ttl_secs: int = _option(
+        "STICKY_TTL_SECS", _whole_number(0), "1800",
+        "how long a client's model is remembered after its last use, s; 0 is off")
+    sticky_max_entries: int = _option(
+        "STICKY_MAX_ENTRIES", _whole_number(0), "10000",
+        "how many clients are remembered; 0 is off")
+    sticky_hash_secret: str = _option(
+        "STICKY_HASH_SECRET", str, "",
+        "key of the digests that stand for clients; empty: random at start", secret=True)
+    trust_proxy_headers: bool = _option(
+        "TRUST_PROXY_HEADERS", _boolean, "false",
+        "whether X-Forwarded-For of a trusted peer names the client")
+    trusted_proxy_cidrs: TrustedPeers = _option(
+        "TRUSTED_PROXY_CIDRS", _trusted_peers, "",
+        "the trusted peers: CIDRs, and unix for unix-socket peers")
+    max_request_bytes: int = _option(
+        "MAX_REQUEST_BYTES", _whole_number(1), "1048576",
+        "a larger request body is refused with 413, bytes")
+    max_model_list_items: int = _option(
+        "MAX_MODEL_LIST_ITEMS", _whole_number(1), "8",
+        "a longer model list is refused with 400")
+    max_attempts: int = _option(
+        "MAX_ATTEMPTS", _whole_number(1), "8",
+        "how many candidates a request may try")
+    upstream_connect_timeout_ms: int = _option(
+        "UPSTREAM_CONNECT_TIMEOUT_MS", _whole_number(1), "2000",
+        "name lookup, connect and TLS together, ms")
+    upstream_header_timeout_ms: int = _option(
+        "UPSTREAM_HEADER_TIMEOUT_MS", _whole_number(1), "10000",
+        "from the start of an attempt to the response headers, streaming requests, ms")
+    upstream_nonstream_header_timeout_ms: int = _option(
+        "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS", _whole_number(1), "120000",
+        "the same for requests without \"stream\": true, ms")
+    upstream_first_body_byte_timeout_ms: int = _option(
+        "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS", _whole_number(1), "120000",
+        "from the response headers to the first byte of the body, ms")
+    upstream_idle_timeout_ms: int = _option(
+        "UPSTREAM_IDLE_TIMEOUT_MS", _whole_number(1), "300000",
+        "longest silence within a body, ms")
+    client_body_timeout_ms: int = _option(
+        "CLIENT_BODY_TIMEOUT_MS", _whole_number(1), "30000",
+        "a request body must be there whole within this time, ms")
+    client_write_timeout_ms: int = _option(
+        "CLIENT_WRITE_TIMEOUT_MS", _whole_number(1), "60000",
+        "a client that takes no byte for this long is dropped, ms")
+    web_concurrency: int = _option(
+        "WEB_CONCURRENCY", _whole_number(1), "2",
+        "worker processes")
+    worker_connections: int = _option(
+        "WORKER_CONNECTIONS", _whole_number(1), "2000",
+        "client connections per worker")
+    graceful_timeout_secs: int = _option(
+        "GRACEFUL_TIMEOUT_SECS", _whole_number(1), "120",
+        "how long requests in flight may take to finish at shutdown, s")
+    log_level: str = _option(
+        "LOG_LEVEL", _log_level, "info",
+        "least severe line logged: " + ", ".join(_LOG_LEVELS))
+
+    def effective(self) -> dict[str, str]:
+        """Return every variable's name and value as text, secrets starred."""
+        shown = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, TrustedPeers):
+                value = " ".join([*map(str, value.networks), *["unix"] * value.unix])
+            if field.metadata["secret"] and value:
+                value = "****"
+            shown[field.metadata["name"]] = str(value)
+        return shown
+
+
+def load_config() -> Config:
+    """Read the environment of this process.
+
+    Returns  Config
+    Raises   ConfigError naming every bad variable: name, value got, what was expected
+
+    Source: specs/001 R2-R4.
+    """
+    # Not eager: problems are collected instead of ending at the first one.
+    env = Env(eager=False, expand_vars=False)
+    values = {}
+    for field in dataclasses.fields(Config):
+        parser = f"parse_{field.name}"
+        env.add_parser(parser, field.metadata["parse"])
+        values[field.name] = getattr(env, parser)(
+            field.metadata["name"], field.metadata["default"])
+    try:
+        env.seal()
+    except EnvValidationError as error:
+        expected = dict(error.error_messages)  # type: ignore[arg-type]
+        raise ConfigError("\n".join(
+            f"{name}: got {_shown(os.environ[name])}, expected {messages[0]}."
+            for name, messages in expected.items())) from None
+    return Config(**values)
+
+
+def _shown(value: str) -> str:
+    # What stands before an @ in an address may be a password.
+    return repr(value) if "@" not in value else "'****'"

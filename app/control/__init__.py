@@ -1,0 +1,1 @@
+"""What keeps the picture of the backend fresh."""

@@ -1,0 +1,97 @@
+"""Every way a request can end badly, and how it is said to the client.
+
+    Exception
+    +-- ApiError             an answer made here, in the shape OpenAI clients parse
+    +-- UpstreamFailed       (routing.outcomes) an attempt failed before commit
+    +-- FetchFailed          a control-plane document could not be had
+    +-- BrokenPipeError
+        +-- StreamCut        what makes the server cut the client's transfer
+    BaseException
+    +-- ClientGone           thrown into the request's greenlet when the client has left
+
+`ClientGone` is no `Exception` on purpose: between the wait it interrupts and the worker that
+ends the connection stand libraries that would take an `Exception` for a failure of the upstream.
+
+Source: specs/002 R21, specs/006 W1-W4.
+"""
+
+import errno
+import json
+from collections.abc import Iterable
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+# code -> (HTTP status, error type, the request field at fault). Source: specs/002 R21.
+API_ERRORS: dict[str, tuple[int, str, str | None]] = {
+    "invalid_json": (400, INVALID_REQUEST, None),
+    "invalid_body": (400, INVALID_REQUEST, None),
+    "missing_model": (400, INVALID_REQUEST, "model"),
+    "invalid_model_list": (400, INVALID_REQUEST, "model"),
+    "unknown_model": (400, INVALID_REQUEST, "model"),
+    "bad_request": (400, INVALID_REQUEST, None),
+    "not_found": (404, INVALID_REQUEST, None),
+    "method_not_allowed": (405, INVALID_REQUEST, None),
+    "request_timeout": (408, INVALID_REQUEST, None),
+    "request_too_large": (413, INVALID_REQUEST, None),
+    "internal_error": (500, SERVER_ERROR, None),
+    "upstream_connect_error": (502, SERVER_ERROR, None),
+    "upstream_first_body_byte_error": (502, SERVER_ERROR, None),
+    "no_candidates": (503, SERVER_ERROR, "model"),
+    "upstream_header_timeout": (504, SERVER_ERROR, None),
+    "upstream_first_body_byte_timeout": (504, SERVER_ERROR, None),
+}
+
+
+class ApiError(Exception):
+    """An answer made here instead of by the upstream.
+
+    code     key of API_ERRORS; it decides status, type and param
+    message  for the client: no body text, token, address or internal path
+    status   set only where the HTTP parser knows a closer one (414, 431)
+    headers  (name, value) pairs the answer carries besides
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(message)
+        default_status, self.type, self.param = API_ERRORS[code]
+        self.code = code
+        self.message = message
+        self.status = status or default_status
+        self.headers = tuple(headers)
+
+    def body(self) -> bytes:
+        """Return the JSON body of this answer."""
+        return error_body(self.message, self.type, self.param, self.code)
+
+
+class FetchFailed(Exception):
+    """A control-plane document could not be had; the text is safe to log."""
+
+
+class StreamCut(BrokenPipeError):
+    """Ends a response that must not look complete.
+
+    An OSError with EPIPE is what a WSGI server takes for a broken connection: gunicorn then
+    closes the client's socket without the proper end of the transfer and without a traceback.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPIPE, "the upstream's answer broke off")
+
+
+class ClientGone(BaseException):
+    """The client closed its connection while its request was waiting."""
+
+
+def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:
+    """Return an OpenAI error object as JSON bytes; all four keys are always there."""
+    error = {"message": message, "type": type_, "param": param, "code": code}
+    return json.dumps({"error": error}).encode()

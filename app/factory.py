@@ -1,0 +1,145 @@
+"""Builds the application and connects its parts, and nothing else.
+
+Source: specs/001 R1.
+"""
+
+import dataclasses
+import functools
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response, request
+
+from app.config import Config
+from app.control.feeds import Feed
+from app.control.scheduler import PeriodicJob
+from app.control.schemas import parse_models, parse_utilization
+from app.errors import ApiError
+from app.eventloop import HangUpWatch, pause
+from app.routes.body import abandon_body, has_body
+from app.routes.errors import register_error_handlers
+from app.routes.health import Health
+from app.routes.proxy import Proxy, accept_request_id
+from app.routing.client_key import ClientKeys
+from app.routing.headers import REQUEST_ID
+from app.routing.snapshot import SnapshotStore
+from app.sticky.memory import MemoryStickyStore
+from app.sticky.store import NoStickiness, StickyStore
+from app.upstream.failover import Attempts, Sender
+from app.upstream.transport import Transport, feed_fetcher
+
+_LARGEST_FEED_BYTES = 32 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """The running parts of one worker; `app.extensions["router"]` holds it.
+
+    store  the picture of the backend
+    feeds  each can be refreshed by hand, which a test does
+    """
+
+    store: SnapshotStore
+    feeds: tuple[Feed[Any], ...]
+    jobs: tuple[PeriodicJob, ...]
+    hang_ups: HangUpWatch
+
+    def start(self) -> None:
+        """Start what runs beside requests; called in each worker once it is up."""
+        for job in self.jobs:
+            job.start()
+
+    def stop(self) -> None:
+        """End what `start` started."""
+        for job in self.jobs:
+            job.stop()
+        self.hang_ups.close()
+
+
+def create_app(config: Config, *, send: Sender | None = None,
+               clock: Callable[[], float] = time.monotonic) -> Flask:
+    """Build the application of one worker.
+
+    config   of this process
+    send     stands in for the transport
+    clock    returns seconds, monotonic
+    Returns  Flask app; `extensions["router"]` is its Router, not started
+    """
+    store = SnapshotStore(clock)
+    hang_ups = HangUpWatch()
+    feeds = _feeds(config, store)
+    attempts = Attempts(send or _transport(config).send,
+                        config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
+                        clock)
+    proxy = Proxy(config, store, _sticky_store(config, clock), _client_keys(config), attempts,
+                  hang_ups, clock)
+
+    app = Flask("app", static_folder=None)
+    # A path is taken as it came, or not at all.
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = True
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.before_request(_check_request)
+    app.after_request(_finish_response)
+    register_error_handlers(app)
+    app.register_blueprint(proxy.blueprint())
+    app.register_blueprint(Health(config, store).blueprint())
+    app.extensions["router"] = Router(store, tuple(feeds), _jobs(config, feeds), hang_ups)
+    return app
+
+
+def _check_request() -> None:
+    environ = request.environ
+    accept_request_id(environ)
+    if environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and "HTTP_HOST" not in environ:
+        raise ApiError("bad_request", "The request has no Host.")
+    # Werkzeug strips leading slashes before it matches.
+    if environ.get("PATH_INFO", "").startswith("//"):
+        raise ApiError("not_found", "There is no such route.")
+
+
+def _finish_response(response: Response) -> Response:
+    if REQUEST_ID not in response.headers:
+        response.headers[REQUEST_ID] = request.environ["router.request_id"]
+    if request.endpoint != "proxy.chat_completions" and has_body(request.environ):
+        abandon_body(request.environ)
+    return response
+
+
+def _transport(config: Config) -> Transport:
+    return Transport(config.backend_base_url,
+                     connect_timeout_s=config.upstream_connect_timeout_ms / 1000,
+                     idle_timeout_s=config.upstream_idle_timeout_ms / 1000,
+                     pool_size=config.worker_connections)
+
+
+def _sticky_store(config: Config, clock: Callable[[], float]) -> StickyStore:
+    if not config.sticky_ttl_secs or not config.sticky_max_entries:
+        return NoStickiness()
+    return MemoryStickyStore(config.sticky_ttl_secs, config.sticky_max_entries, clock)
+
+
+def _client_keys(config: Config) -> ClientKeys:
+    trusted = config.trusted_proxy_cidrs if config.trust_proxy_headers else None
+    return ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted)
+
+
+def _feeds(config: Config, store: SnapshotStore) -> list[Feed[Any]]:
+    def fetcher(url: str) -> Callable[[], bytes]:
+        return feed_fetcher(url, timeout_s=config.control_plane_timeout_ms / 1000,
+                            max_bytes=_LARGEST_FEED_BYTES)
+
+    return [
+        Feed("models", fetcher(config.models_url),
+             functools.partial(parse_models, pause=pause), store.replace_allowlist),
+        Feed("utilization", fetcher(config.utilization_url),
+             functools.partial(parse_utilization, pause=pause), store.replace_rows),
+    ]
+
+
+def _jobs(config: Config, feeds: list[Feed[Any]]) -> tuple[PeriodicJob, ...]:
+    intervals_ms = (config.models_refresh_ms, config.utilization_refresh_ms)
+    return tuple(PeriodicJob(feed.name, feed.refresh, interval_ms / 1000)
+                 for feed, interval_ms in zip(feeds, intervals_ms, strict=True))

@@ -1,0 +1,75 @@
+"""Read a request body: whole, bounded in size and in time, or not at all.
+
+The server's own limits do not do: it would hand over a chunked body cut off at the limit, and a
+body whose client died in the middle, as if they were complete.
+
+Source: specs/002 R1, R21.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.errors import ApiError
+from app.eventloop import deadline
+
+_PIECE = 64 * 1024
+
+
+def read_body(environ: Mapping[str, Any], max_bytes: int, timeout_s: float) -> bytes:
+    """Read the client's request body.
+
+    environ    the WSGI environment
+    max_bytes  a longer body is refused, announced or not
+    timeout_s  total, seconds
+    Returns    the bytes
+    Raises     ApiError: request_too_large, request_timeout, invalid_body
+    Cost       I/O; switches greenlets
+
+    A refused body's rest is not read: the connection ends after the answer.
+    """
+    announced = environ.get("CONTENT_LENGTH") or None
+    try:
+        if announced is not None and int(announced) > max_bytes:
+            raise ApiError("request_too_large", f"The body is larger than {max_bytes} bytes.")
+        late = ApiError("request_timeout", f"The body was not complete within {timeout_s:g} s.")
+        with deadline(timeout_s, late):
+            body = _read(environ["wsgi.input"], max_bytes)
+        if announced is not None and len(body) < int(announced):
+            raise ApiError("invalid_body", "The body ended early.")
+        return body
+    except ApiError:
+        abandon_body(environ)
+        raise
+
+
+def has_body(environ: Mapping[str, Any]) -> bool:
+    """Say whether the request announced a body, by either framing."""
+    return environ.get("CONTENT_LENGTH", "0") not in ("", "0") or (
+        "HTTP_TRANSFER_ENCODING" in environ)
+
+
+def abandon_body(environ: Mapping[str, Any]) -> None:
+    """Leave the rest of the body unread and end the connection after the answer."""
+    abandon = getattr(environ["wsgi.input"], "abandon", None)
+    if abandon is not None:
+        abandon()
+
+
+def _read(stream: Any, max_bytes: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            # One byte more than allowed is enough to know.
+            piece = stream.read(min(_PIECE, max_bytes + 1 - size))
+        except ApiError:
+            raise
+        except Exception as error:
+            # Broken chunks are plain exceptions of the server's parser, a lost client an OSError.
+            raise ApiError("invalid_body", "The body could not be read.") from error
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        size += len(piece)
+        if size > max_bytes:
+            raise ApiError("request_too_large", f"The body is larger than {max_bytes} bytes.")

@@ -1,0 +1,52 @@
+"""Every error of the app, Flask's own included, in the shape OpenAI clients parse.
+
+Source: specs/002 R21.
+"""
+
+import logging
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+
+from app.errors import ApiError
+
+logger = logging.getLogger(__name__)
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Make `app` answer every exception with an error object."""
+    app.register_error_handler(ApiError, answer)
+    app.register_error_handler(HTTPException, _http_exception)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def answer(error: ApiError) -> Response:
+    """Return the response an ApiError stands for."""
+    return Response(error.body(), error.status, error.headers, content_type="application/json")
+
+
+def _http_exception(error: HTTPException) -> Response:
+    if isinstance(error, NotFound):
+        return answer(ApiError("not_found", "There is no such route."))
+    if isinstance(error, MethodNotAllowed):
+        allow = ", ".join(sorted(error.valid_methods or ()))
+        return answer(ApiError("method_not_allowed", "This route does not take this method.",
+                               headers=[("Allow", allow)]))
+    return answer(ApiError("bad_request", "The request is not valid.", status=error.code))
+
+
+def _unexpected(error: Exception) -> Response:
+    # The traceback names places in the code; the exception's own text could quote the request.
+    logger.error("internal error", extra={
+        "request_id": request.environ.get("router.request_id"),
+        "error": type(error).__name__, "where": _where(error)})
+    return answer(ApiError("internal_error", "Something went wrong in the router."))
+
+
+def _where(error: BaseException) -> list[str]:
+    frames, traceback = [], error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        frames.append(f"{code.co_filename.rpartition('/')[2]}:{traceback.tb_lineno} {code.co_name}")
+        traceback = traceback.tb_next
+    return frames

@@ -1,0 +1,142 @@
+"""POST /v1/chat/completions: the life of a request, in order.
+
+Source: specs/002.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from app.config import Config
+from app.errors import ApiError
+from app.eventloop import HangUpGuard, HangUpWatch
+from app.journal import Ending, RequestRecord
+from app.routes.body import read_body
+from app.routing.client_key import ClientKeys
+from app.routing.headers import SELECTED_MODEL, client_headers, request_id, upstream_headers
+from app.routing.model_field import ModelField, find_model
+from app.routing.selection import Mode, Route, log_name, select
+from app.routing.snapshot import SnapshotStore
+from app.sticky.store import StickyStore
+from app.upstream.failover import Attempt, Attempts, Committed
+from app.upstream.relay import Relay
+
+
+class RelayedResponse(Response):
+    """A response made of the upstream's own header fields and nothing else."""
+
+    default_mimetype = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Proxy:
+    """What a request needs on its way; handed in whole by the factory."""
+
+    config: Config
+    store: SnapshotStore
+    sticky: StickyStore
+    client_keys: ClientKeys
+    attempts: Attempts
+    hang_ups: HangUpWatch
+    clock: Callable[[], float] = time.monotonic
+
+    def blueprint(self) -> Blueprint:
+        """Return the blueprint of the one proxied route."""
+        blueprint = Blueprint("proxy", __name__)
+        blueprint.post("/v1/chat/completions")(self.chat_completions)
+        return blueprint
+
+    def chat_completions(self) -> Response:
+        """Answer a chat completions request.
+
+        Raises  ApiError, ClientGone
+        """
+        environ = request.environ
+        record = RequestRecord(environ["router.request_id"], self.clock)
+        try:
+            return self._answer(environ, record)
+        except ApiError as error:
+            record.status, record.code, record.ending = error.status, error.code, Ending.REFUSED
+            record.finish()
+            raise
+        except BaseException:
+            record.finish()
+            raise
+
+    def _answer(self, environ: dict[str, Any], record: RequestRecord) -> Response:
+        config = self.config
+        body = read_body(environ, config.max_request_bytes, config.client_body_timeout_ms / 1000)
+        field = find_model(body)
+        record.asked = log_name(field.model, self.store.allowlist)
+        route = select(field.model, self.store.allowlist, self.store.snapshot,
+                       config.max_model_list_items)
+        record.mode = route.mode
+        guard = self.hang_ups.guard(environ.get("gunicorn.socket"))
+        try:
+            committed = self._attempt(environ, record, body, field, route)
+        except BaseException:
+            guard.release()
+            raise
+        return self._respond(environ, record, route, committed, guard)
+
+    def _attempt(self, environ: Mapping[str, str], record: RequestRecord, body: bytes,
+                 field: ModelField, route: Route) -> Committed:
+        client_key = ""
+        if route.mode is not Mode.DIRECT:
+            client_key = self.client_keys.derive(environ)
+            route = route.preferring(self.sticky.get(client_key))
+
+        def on_attempt(attempt: Attempt, failed: bool) -> None:
+            record.attempts.append({
+                "model": log_name(attempt.model, self.store.allowlist),
+                "outcome": attempt.outcome, "detail": attempt.detail,
+                "ms": round(attempt.duration_ms, 1)})
+            if failed and client_key:
+                self.sticky.discard(client_key, attempt.model)
+
+        def body_for(model: str) -> bytes:
+            return body if route.mode is Mode.DIRECT else field.replaced(body, model)
+
+        config = self.config
+        header_timeout_ms = (config.upstream_header_timeout_ms if field.stream
+                             else config.upstream_nonstream_header_timeout_ms)
+        committed = self.attempts.run(
+            route.candidates, body_for, upstream_headers(environ, record.request_id),
+            header_timeout_ms / 1000, on_attempt)
+        if client_key and 200 <= committed.response.status < 300:
+            self.sticky.put(client_key, committed.model)
+        return committed
+
+    def _respond(self, environ: dict[str, Any], record: RequestRecord, route: Route,
+                 committed: Committed, guard: HangUpGuard) -> Response:
+        upstream = committed.response
+        record.selected = log_name(committed.model, self.store.allowlist)
+        record.status, record.resent = upstream.status, upstream.resent
+        record.committed()
+        fields = client_headers(upstream.fields)
+        if route.mode is not Mode.DIRECT:
+            fields.append((SELECTED_MODEL, committed.model))
+        client = environ.get("gunicorn.socket")
+        if client is not None:
+            # A client that stops reading must not hold the upstream for ever.
+            client.settimeout(self.config.client_write_timeout_ms / 1000)
+
+        def let_go() -> None:
+            guard.release()
+            if client is not None:
+                # The connection's next request is read without this limit.
+                client.settimeout(None)
+
+        relay = Relay(committed, record, client, on_close=let_go,
+                      delimited=environ["SERVER_PROTOCOL"] != "HTTP/1.0"
+                      or any(name.lower() == "content-length" for name, _ in fields))
+        return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,
+                               direct_passthrough=True)
+
+
+def accept_request_id(environ: dict[str, Any]) -> None:
+    """Decide the request's id, before anything can go wrong with it."""
+    environ["router.request_id"] = request_id(environ)

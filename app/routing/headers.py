@@ -1,0 +1,85 @@
+"""Which header fields may cross, each way.
+
+Source: specs/002 R10, R16; RFC 9110 section 7.6.1.
+"""
+
+import functools
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+
+SELECTED_MODEL = "x-chutes-autopilot-selected"
+REQUEST_ID = "X-Request-Id"
+
+Field = tuple[str, str]
+
+HOP_BY_HOP = frozenset((
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization",
+    "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"))
+# What this side of the exchange decides for itself: the URL's host, the rewritten body's length,
+# an expectation the server has already met, an answer that needs no decoding, the request's id.
+_MADE_HERE = frozenset(
+    ("host", "content-length", "expect", "accept-encoding", REQUEST_ID.lower()))
+# The server in front of the app writes these two itself.
+_SERVERS_OWN = frozenset(("date", "server"))
+
+_SANE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def upstream_headers(environ: Mapping[str, str], request_id: str) -> dict[str, str]:
+    """Return the header fields an upstream request carries.
+
+    environ     the WSGI environment; repeated fields come joined by commas there
+    request_id  sane id of this request
+    Returns     name -> value, ready to send; Host and Content-Length are left to the transport
+
+    Source: specs/002 R10.
+    """
+    dropped = _named_by(environ.get("HTTP_CONNECTION", ""))
+    headers = {}
+    for key, value in environ.items():
+        name = _field_name(key)
+        if name and name.lower() not in dropped:
+            headers[name] = value
+    headers["Accept-Encoding"] = "identity"
+    headers[REQUEST_ID] = request_id
+    return headers
+
+
+def client_headers(fields: Iterable[Field]) -> list[Field]:
+    """Return the upstream's response fields that the client gets, repeated ones included.
+
+    Source: specs/002 R16.
+    """
+    fields = list(fields)
+    dropped = _named_by(",".join(v for name, v in fields if name.lower() == "connection"))
+    blocked = HOP_BY_HOP | _SERVERS_OWN | dropped
+    return [(name, value) for name, value in fields if name.lower() not in blocked]
+
+
+def request_id(environ: Mapping[str, str]) -> str:
+    """Return the client's X-Request-Id if it is sane, else a new one.
+
+    Source: specs/002 R18.
+    """
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    return given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+@functools.lru_cache(maxsize=1024)
+def _field_name(key: str) -> str | None:
+    """Return the header field a WSGI key stands for, or None if it does not cross."""
+    if key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        name = key
+    elif key.startswith("HTTP_"):
+        name = key[5:]
+    else:
+        return None
+    name = name.replace("_", "-").title()
+    return None if name.lower() in HOP_BY_HOP | _MADE_HERE else name
+
+
+def _named_by(connection: str) -> frozenset[str]:
+    if not connection:
+        return frozenset()
+    return frozenset(name.strip().lower() for name in connection.split(","))

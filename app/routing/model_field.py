@@ -1,0 +1,141 @@
+"""Find the top-level `model` of a JSON body, and replace its value and nothing else.
+
+The body is never decoded as a whole and never encoded again: msgspec checks the syntax and
+picks out two members without building objects for the rest (a 1 MiB body costs 1 to 3 ms
+whatever is in it, where the standard library's scanner took up to 100 ms), and the place of
+`model` is found in the bytes. Three gaps of msgspec are closed here: it does not check UTF-8
+in what it skips, it refuses lone surrogate escapes, which are JSON, and it takes the last of
+two equal keys without a word.
+
+Source: specs/002 R2, R8, R9; RFC 8259.
+"""
+
+import dataclasses
+import json
+import os
+import re
+
+import msgspec
+
+from app.errors import ApiError
+
+_UNSET = msgspec.Raw(b"")
+
+
+class _Members(msgspec.Struct):
+    model: msgspec.Raw = _UNSET
+    stream: msgspec.Raw = _UNSET
+
+
+_members = msgspec.json.Decoder(_Members)
+_top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+# Within valid JSON a match is a key unless a backslash stands before it: an unescaped quote
+# can only open or close a string, and this one is followed by "model" and, outside, a colon.
+_KEY = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*')
+# The same key with some of its letters spelled as escapes; `_LETTER_ESCAPE` says whether it is
+# worth looking for.
+_SPELLED_KEY = re.compile(
+    rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+    rb'[ \t\n\r]*:[ \t\n\r]*')
+_LETTER_ESCAPE = re.compile(rb"\\u006[45cCdDfF]")
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BACKSLASH = ord("\\")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelField:
+    """The `model` of one body and where its value stands.
+
+    model   the decoded value: not blank, no lone surrogate
+    start   offset of the value's opening quote
+    end     offset just behind its closing quote
+    stream  whether the body says "stream": true
+    """
+
+    model: str
+    start: int
+    end: int
+    stream: bool
+
+    def replaced(self, body: bytes, model: str) -> bytes:
+        """Return `body` with `model` as the value; every other byte as it was."""
+        return body[:self.start] + json.dumps(model).encode() + body[self.end:]
+
+
+def find_model(body: bytes) -> ModelField:
+    """Find the top-level `model` of a request body.
+
+    body     the client's bytes, of any length
+    Returns  ModelField
+    Raises   ApiError: invalid_json, invalid_body (no object, or `model` twice), missing_model
+    Cost     about 1 ms for 1 MiB, no I/O
+
+    Source: specs/002 R2, R8, R9.
+    """
+    members, syntax = _parse(body)
+    if members.model is _UNSET:
+        raise ApiError("missing_model", "The body has no \"model\".")
+    start = _value_offset(syntax)
+    match = _STRING.match(body, start)
+    if match is None:
+        raise ApiError("missing_model", "The \"model\" is not a string.")
+    return ModelField(_model_name(match[0]), start, match.end(), bytes(members.stream) == b"true")
+
+
+def _parse(body: bytes) -> tuple[_Members, bytes]:
+    """Return the members of interest, and bytes of the same layout that msgspec accepts."""
+    try:
+        str(body, "utf-8")
+        try:
+            return _members.decode(body), body
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            # Any four hex digits do for the syntax; the length stays, and so do all offsets.
+            neutral = _SURROGATE_ESCAPE.sub(rb"\\u0020", body)
+            if neutral == body:
+                raise
+            return _members.decode(neutral), neutral
+    except UnicodeDecodeError:
+        raise ApiError("invalid_json", "The body is not UTF-8.") from None
+    except msgspec.ValidationError:
+        raise ApiError("invalid_body", "The body must be a JSON object.") from None
+    except RecursionError:
+        raise ApiError("invalid_json", "The body is nested too deeply.") from None
+    except msgspec.DecodeError:
+        raise ApiError("invalid_json", "The body is not valid JSON.") from None
+
+
+def _value_offset(body: bytes) -> int:
+    pattern = _SPELLED_KEY if _LETTER_ESCAPE.search(body) else _KEY
+    keys = [match for match in pattern.finditer(body) if body[match.start() - 1] != _BACKSLASH]
+    if len(keys) > 1:
+        keys = _only_top_level(body, keys)
+    if len(keys) > 1:
+        raise ApiError("invalid_body", "The body names \"model\" more than once.")
+    return keys[0].end()
+
+
+def _only_top_level(body: bytes, keys: list[re.Match[bytes]]) -> list[re.Match[bytes]]:
+    # Nested objects have keys of that name too. Each key found gets a name of its own, one
+    # that no client can guess; those msgspec then sees at top level are the ones meant.
+    nonce = os.urandom(8).hex()
+    pieces, end = [], 0
+    for number, key in enumerate(keys):
+        pieces += [body[end:key.start()], f'"{nonce}{number}":'.encode()]
+        end = key.end()
+    names = _top_level.decode(b"".join([*pieces, body[end:]])).keys()
+    return [key for number, key in enumerate(keys) if f"{nonce}{number}" in names]
+
+
+def _model_name(value: bytes) -> str:
+    model = json.loads(value)
+    if not model.strip():
+        raise ApiError("missing_model", "The \"model\" is blank.")
+    try:
+        model.encode()
+    except UnicodeEncodeError:
+        raise ApiError("missing_model", "The \"model\" is not a string of characters.") from None
+    return model

@@ -1,0 +1,191 @@
+"""One request and its response on a pooled connection.
+
+urllib3 keeps the pools, the TLS and the proxies; what goes over the socket, and what is taken
+for an answer, is decided here. http.client would take an end of stream inside the headers for
+their end, an interim response for the final one, and would not say whether a connection had
+been used before.
+
+Source: specs/002 R13; specs/006 W5-W10.
+"""
+
+import socket
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPResponse, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, ProtocolError
+
+from app.eventloop import deadline, readable
+from app.upstream import wire
+
+# What one read takes at most: enough that a fast upstream's chunks come in by the dozen.
+_READ_SIZE = 64 * 1024
+# Interim responses before the final one; no real server sends more than a few.
+_MOST_INTERIM = 16
+
+
+class Disconnected(OSError):
+    """The upstream closed the connection before the response head was whole."""
+
+
+class RawResponse(HTTPResponse):
+    """A response whose body comes as it arrives, in whichever framing, never decoded.
+
+    fields  the header fields as (name, value), in order, repeated ones kept
+    resent  the request was sent a second time, the pooled connection having been stale
+    """
+
+    def __init__(self, connection: "_Exchange", head: wire.Head, rest: bytes) -> None:
+        super().__init__(status=head.status, reason=head.reason, headers=HTTPHeaderDict(),
+                         preload_content=False, decode_content=False)
+        self.fields = head.fields
+        self.resent = connection.resent
+        self._keeps_alive = head.keeps_alive
+        self._body_reader = wire.body_reader(head)
+        self._rest = rest
+        self._wire_socket: socket.socket = connection.sock
+
+    def limit_silence(self, seconds: float | None) -> None:
+        """Set how long each read of the body may wait; None is for ever."""
+        self._wire_socket.settimeout(seconds)
+
+    def stream(self, amt: int | None = None,
+               decode_content: bool | None = None) -> Generator[bytes, None, None]:
+        """Yield the body's bytes as they arrive; the arguments are requests' and do not matter.
+
+        Raises  ProtocolError when the body breaks off, falls silent or is badly framed
+
+        The connection goes back to its pool at the end of a complete body, and is closed
+        otherwise, whatever the reason for leaving.
+        """
+        reader, data = self._body_reader, self._rest
+        try:
+            while not reader.complete:
+                if data:
+                    piece = reader.feed(data)
+                    if piece:
+                        yield piece
+                    if reader.complete:
+                        break
+                data = self._wire_socket.recv(_READ_SIZE)
+                if not data:
+                    reader.end_of_stream()
+        except (OSError, wire.InvalidMessage) as error:
+            raise ProtocolError(f"Body broke off: {error}", error) from error
+        finally:
+            reusable = reader.complete and not reader.surplus and self._keeps_alive
+            if not reusable and self._connection is not None:
+                self._connection.close()
+            self.release_conn()
+
+
+class _Exchange(HTTPConnection):
+    """What both kinds of connection do differently from urllib3's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._connect_timeout_s = float(self.timeout or 0)
+        self._message = b""
+        self._uses = 0
+        self.resent = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Say whether the idle connection is still good: bytes nobody asked for make it bad."""
+        return self.sock is not None and not readable(self.sock)
+
+    def connect(self) -> None:
+        """Look up, connect and, for https, shake hands, all within the connect timeout."""
+        late = ConnectTimeoutError(self, "connect timeout")
+        with deadline(self._connect_timeout_s, late):
+            super().connect()
+        # From here on the caller's deadline holds; the socket's own would cut a slow send.
+        self.sock.settimeout(None)
+        self._uses = 0
+
+    def request(self, method: str, url: str, body: Any = None,  # type: ignore[override]
+                headers: Mapping[str, str] | None = None, **_: Any) -> None:
+        """Send a request in one piece.
+
+        headers  with Host; Content-Length is added
+        """
+        if self.sock is None:
+            self.connect()
+        lines = [f"{method} {url} HTTP/1.1", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        self._message = "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+        self._uses += 1
+        self.resent = False
+        self.sock.settimeout(None)
+        self.sock.sendall(self._message)
+
+    def getresponse(self) -> RawResponse:  # type: ignore[override]
+        """Wait for the response head.
+
+        Returns  RawResponse
+        Raises   OSError, InvalidMessage wrapped in ProtocolError
+
+        A connection that had served before and is found closed was closed while idle: that is
+        no failure of the upstream, and the request is sent once more on a fresh connection.
+        """
+        try:
+            try:
+                head, rest = self._read_head()
+            except (Disconnected, ConnectionResetError, BrokenPipeError):
+                if self._uses == 1 or self._received:
+                    raise
+                self._resend()
+                head, rest = self._read_head()
+            self._message = b""
+            return RawResponse(self, head, rest)
+        except wire.InvalidMessage as error:
+            raise ProtocolError(f"invalid response: {error}", error) from error
+
+    def _resend(self) -> None:
+        # Not close(): that would also forget the tunnel through a proxy.
+        self.sock.close()
+        self.connect()
+        self._uses += 1
+        self.resent = True
+        self.sock.sendall(self._message)
+
+    def _read_head(self) -> tuple[wire.Head, bytes]:
+        data = b""
+        self._received = False
+        for _ in range(_MOST_INTERIM):
+            while (end := data.find(b"\r\n\r\n")) < 0:
+                if len(data) > wire.LARGEST_HEAD:
+                    raise wire.InvalidMessage("head too large")
+                more = self.sock.recv(_READ_SIZE)
+                if not more:
+                    raise Disconnected("closed before the response head was whole")
+                self._received = True
+                data += more
+            head, data = wire.parse_head(data[:end + 4]), data[end + 4:]
+            if not head.interim:
+                return head, data
+        raise wire.InvalidMessage("too many interim responses")
+
+
+class _HttpConnection(_Exchange):
+    """A plain connection."""
+
+
+class _HttpsConnection(_Exchange, HTTPSConnection):
+    """A TLS connection."""
+
+
+class HttpPool(HTTPConnectionPool):
+    """A pool of plain connections."""
+
+    ConnectionCls = _HttpConnection
+
+
+class HttpsPool(HTTPSConnectionPool):
+    """A pool of TLS connections."""
+
+    ConnectionCls = _HttpsConnection
+
+
+POOLS_BY_SCHEME = {"http": HttpPool, "https": HttpsPool}

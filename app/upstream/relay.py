@@ -1,0 +1,63 @@
+"""Bytes on to the client as they come, or a cut that looks like a cut.
+
+Source: specs/002 R16, R17; specs/006 W4.
+"""
+
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+from app.errors import StreamCut
+from app.journal import Ending, RequestRecord
+from app.upstream.failover import Committed
+from app.upstream.transport import BODY_ERRORS
+
+# struct linger {on, 0 seconds}: closing the socket then resets the connection.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Relay:
+    """A WSGI response body: what the upstream sends, piece by piece.
+
+    committed  the answer; closed here, whoever leaves first
+    record     told of every byte and of the end
+    client     the client's socket; None when there is no server in front of the app
+    delimited  whether the client can tell the end of the body from the end of the connection
+    on_close   called once at the very end
+    """
+
+    def __init__(self, committed: Committed, record: RequestRecord,
+                 client: socket.socket | None, *, delimited: bool,
+                 on_close: Callable[[], None]) -> None:
+        self._committed = committed
+        self._record = record
+        self._client = client
+        self._delimited = delimited
+        self._on_close = on_close
+
+    def __iter__(self) -> Iterator[bytes]:
+        record = self._record
+        try:
+            if self._committed.first:
+                record.body_bytes = len(self._committed.first)
+                yield self._committed.first
+            for chunk in self._committed.response.chunks:
+                record.body_bytes += len(chunk)
+                yield chunk
+        except BODY_ERRORS as error:
+            record.ending = Ending.CUT_BY_UPSTREAM
+            self._make_cut_visible()
+            raise StreamCut from error
+        record.ending = Ending.COMPLETE
+
+    def _make_cut_visible(self) -> None:
+        # To a client that reads until the connection closes (HTTP/1.0, nginx by default), only
+        # a reset tells a broken answer from a complete one.
+        if self._client is not None and not self._delimited:
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+    def close(self) -> None:
+        """Let go of upstream and client. Closing twice is harmless."""
+        self._committed.response.close()
+        self._on_close()
+        self._record.finish()

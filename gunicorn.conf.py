@@ -1,0 +1,60 @@
+"""How gunicorn runs the router; everything variable comes from the environment.
+
+Only light modules may be imported here: gevent patches the standard library in each worker,
+after this file has run.
+"""
+
+import os
+import secrets
+import sys
+
+from app.config import ConfigError, load_config
+from app.logs import logging_config
+
+# All workers must agree on client keys, so the key is drawn before they are forked.
+if not os.environ.get("STICKY_HASH_SECRET"):
+    os.environ["STICKY_HASH_SECRET"] = secrets.token_hex()
+
+try:
+    # Not named config: that is a setting of gunicorn's.
+    settings = load_config()
+except ConfigError as error:
+    sys.exit(str(error))
+
+wsgi_app = "app.wsgi:application"
+worker_class = "app.worker.RouterWorker"
+bind = settings.listen_addr
+workers = settings.web_concurrency
+worker_connections = settings.worker_connections
+graceful_timeout = settings.graceful_timeout_secs
+
+# A worker whose event loop stands still this long is replaced; streams do not count.
+timeout = 30
+# Idle client connections, and the time for a request's head. Longer than nginx keeps its own
+# (60 s), so that the side that speaks first is never the one surprised.
+keepalive = 75
+# The request log is the app's own; it says more and leaves out addresses.
+accesslog = None
+logconfig_dict = logging_config(settings.log_level)
+# Headers by which a peer could change the path or the scheme of its request.
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
+# It would write below the home directory, which may be read-only.
+control_socket_disable = True
+
+
+def on_starting(server):
+    """Say once, in the master, what the service runs with."""
+    server.log.info("configuration", extra={"environment": settings.effective()})
+
+
+def post_worker_init(worker):
+    """Start what runs beside requests, once the worker can serve them."""
+    worker.wsgi.extensions["router"].start()
+    worker.log.info("worker ready")
+
+
+def worker_exit(server, worker):
+    """End what runs beside requests."""
+    if getattr(worker, "wsgi", None) is not None:
+        worker.wsgi.extensions["router"].stop()
