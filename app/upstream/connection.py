@@ -57,25 +57,28 @@ class RawResponse(HTTPResponse):
         Raises  ProtocolError when the body breaks off, falls silent or is badly framed
 
         The connection goes back to its pool at the end of a complete body, and is closed
-        otherwise, whatever the reason for leaving.
+        otherwise, whatever the reason for leaving. A body without a byte closes it too: a
+        success like that is an abandoned attempt, and the upstream is to see it.
         """
-        reader, data = self._body_reader, self._rest
+        reader, data, empty = self._body_reader, self._rest, True
         try:
             while not reader.complete:
                 if data:
                     piece = reader.feed(data)
                     if piece:
+                        empty = False
                         yield piece
-                    if reader.complete:
-                        break
-                data = self._wire_socket.recv(_READ_SIZE)
-                if not data:
-                    reader.end_of_stream()
-        except (OSError, wire.InvalidMessage) as error:
+                if reader.broken:
+                    raise ProtocolError(f"Body broke off: {reader.broken}")
+                if not reader.complete:
+                    data = self._wire_socket.recv(_READ_SIZE)
+                    if not data:
+                        reader.end_of_stream()
+        except OSError as error:
             raise ProtocolError(f"Body broke off: {error}", error) from error
         finally:
             reusable = reader.complete and not reader.surplus and self._keeps_alive
-            if not reusable and self._connection is not None:
+            if (empty or not reusable) and self._connection is not None:
                 self._connection.close()
             self.release_conn()
 

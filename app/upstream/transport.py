@@ -148,7 +148,8 @@ class Transport:
 
 def _detail(error: HTTPError) -> str:
     """Return the names of the errors that led here, outermost first; no text of theirs."""
-    cause = next((arg for arg in error.args if isinstance(arg, Exception)), None)
+    cause = error.__cause__ or next(
+        (arg for arg in error.args if isinstance(arg, Exception)), None)
     return type(error).__name__ + (f" {type(cause).__name__}" if cause else "")
 
 

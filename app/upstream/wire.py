@@ -3,12 +3,11 @@
 Theory. What a recipient takes for the end of a message decides which bytes belong to whom, so
 framing is judged as strictly as nginx judges it: a response whose length could be read in two
 ways is no response. Bodies come out as they came in, never decoded, and a body that ends early
-raises instead of ending: the difference between a complete answer and a broken one is kept until
-it reaches the client.
+is `broken`, not `complete`: the difference is kept until it reaches the client.
 
-A body reader takes bytes with `feed(data)` and returns those of the body, knows when it is
-`complete`, and is told of the end of the connection with `end_of_stream()`. `surplus` says that
-bytes came that belong to no response: the connection must not be used again.
+A body reader takes bytes with `feed(data)` and returns those of the body, and is told of the end
+of the connection with `end_of_stream()`. It never raises: good bytes that came together with bad
+ones are still the client's.
 
 Source: specs/006 W7-W10; RFC 9112 sections 4 to 7.
 """
@@ -95,16 +94,25 @@ def parse_head(data: bytes) -> Head:
 
 
 class BodyReader(Protocol):
-    """Finds the end of one body; see the module's text."""
+    """Finds the end of one body; see the module's text.
+
+    complete  the body has ended properly
+    surplus   bytes came that belong to no response
+    broken    what is wrong with the body, safe to log; empty while nothing is
+    """
 
     complete: bool
     surplus: bool
+    broken: str
 
     def feed(self, data: bytes) -> bytes:
-        """Return the body's bytes in `data`, which is not empty. Raises InvalidMessage."""
+        """Return the body's bytes in `data`, which is not empty.
+
+        Where something is wrong, what came before it is still returned.
+        """
 
     def end_of_stream(self) -> None:
-        """Take note that the connection has ended. Raises InvalidMessage if that is too early."""
+        """Take note that the connection has ended."""
 
 
 def body_reader(head: Head) -> BodyReader:
@@ -136,6 +144,7 @@ class LengthBody:
         self._left = length
         self.complete = length == 0
         self.surplus = False
+        self.broken = ""
 
     def feed(self, data: bytes) -> bytes:
         """Return the body's bytes in `data`."""
@@ -147,9 +156,8 @@ class LengthBody:
         return body
 
     def end_of_stream(self) -> None:
-        """Raise InvalidMessage if bytes are missing."""
-        if not self.complete:
-            raise InvalidMessage("body shorter than its content length")
+        """Take note that bytes are missing."""
+        self.broken = "body shorter than its content length"
 
 
 class UntilCloseBody:
@@ -158,6 +166,7 @@ class UntilCloseBody:
     def __init__(self) -> None:
         self.complete = False
         self.surplus = False
+        self.broken = ""
 
     def feed(self, data: bytes) -> bytes:
         """Return `data`: all of it is the body's."""
@@ -178,9 +187,10 @@ class ChunkedBody:
     def __init__(self) -> None:
         self.complete = False
         self.surplus = False
-        self._held = b""       # an unfinished line, or trailers
-        self._left = 0         # bytes still to come in the current chunk
-        self._closing = False  # the CRLF that closes a chunk is due
+        self.broken = ""
+        self._held = b""        # an unfinished line, or trailers
+        self._left = 0          # bytes still to come in the current chunk
+        self._closing = False   # the CRLF that closes a chunk is due
         self._trailing = False  # the last chunk has been seen
 
     def feed(self, data: bytes) -> bytes:
@@ -195,27 +205,34 @@ class ChunkedBody:
                 at += len(piece)
                 self._left -= len(piece)
                 self._closing = not self._left
-            elif self._closing:
-                if end - at < 2 and data[at] == 0x0d:
-                    break
-                if data[at:at + 2] != b"\r\n":
-                    raise InvalidMessage("chunk longer than its size")
-                at, self._closing = at + 2, False
-            else:
-                line = _CHUNK_LINE.match(data, at)
-                if line is None:
-                    self._check_unfinished(data, at)
-                    break
-                at, self._left = line.end(), int(line[1], 16)
-                self._trailing = not self._left
-        if at < end:
+                continue
+            step = self._close_chunk(data, at) if self._closing else self._open_chunk(data, at)
+            if not step:
+                break
+            at += step
+        if at < end and not self.broken:
             self._hold(data[at:])
-        return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    @staticmethod
-    def _check_unfinished(data: bytes, at: int) -> None:
+    def _close_chunk(self, data: bytes, at: int) -> int:
+        """Return how many bytes the end of a chunk takes; 0 if it is not here or not right."""
+        if data.startswith(b"\r\n", at):
+            self._closing = False
+            return 2
+        if data[at:] != b"\r":
+            self.broken = "chunk longer than its size"
+        return 0
+
+    def _open_chunk(self, data: bytes, at: int) -> int:
+        """Return how many bytes a chunk's size line takes; 0 if it is not here or not right."""
+        line = _CHUNK_LINE.match(data, at)
+        if line is not None:
+            self._left = int(line[1], 16)
+            self._trailing = not self._left
+            return line.end() - at
         if data.find(b"\n", at) >= 0 or len(data) - at > _LARGEST_CHUNK_LINE:
-            raise InvalidMessage("bad chunk size line")
+            self.broken = "bad chunk size line"
+        return 0
 
     def _hold(self, rest: bytes) -> None:
         self._held = rest
@@ -225,9 +242,8 @@ class ChunkedBody:
         if blank_line != 1:
             self.complete, self.surplus, self._held = True, len(rest) > blank_line + 2, b""
         elif len(rest) > _LARGEST_TRAILER:
-            raise InvalidMessage("trailers too large")
+            self.broken = "trailers too large"
 
     def end_of_stream(self) -> None:
-        """Raise InvalidMessage if the last chunk has not been seen whole."""
-        if not self.complete:
-            raise InvalidMessage("chunked body without its end")
+        """Take note that the last chunk has not been seen whole."""
+        self.broken = "chunked body without its end"

@@ -1,0 +1,196 @@
+"""The router as a process: gunicorn as an operator starts it, and clients that look closely."""
+
+import http.client
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEADLINE_S = 20.0
+
+
+def free_port():
+    """Return a port nobody listens on right now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+class Router:
+    """A running router; use as a context manager.
+
+    environment  variables on top of a bare one; LISTEN_ADDR is chosen here unless given
+    lines        what it logged so far, one dict a line
+    """
+
+    def __init__(self, upstream_url, **environment):
+        self.port = free_port()
+        self.environment = {
+            "PATH": os.environ["PATH"], "LISTEN_ADDR": f"127.0.0.1:{self.port}",
+            "BACKEND_BASE_URL": upstream_url, "MODELS_URL": f"{upstream_url}/v1/models",
+            "UTILIZATION_URL": f"{upstream_url}/chutes/utilization", "WEB_CONCURRENCY": "1",
+            "GRACEFUL_TIMEOUT_SECS": "5", "LOG_LEVEL": "debug", **environment}
+        self.lines = []
+        self._news = threading.Condition()
+
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            workers = int(self.environment["WEB_CONCURRENCY"])
+            self.wait_for_lines(lambda line: line["message"] == "worker ready", workers)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self, how=signal.SIGTERM):
+        """Signal the master and wait for its end; return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
+        self.process.stdout.close()
+        return self.process.returncode
+
+    def _read(self):
+        for line in self.process.stdout:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {"message": line.decode().rstrip()}
+            with self._news:
+                self.lines.append(entry)
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    def wait_for_lines(self, wanted, count=1, timeout=DEADLINE_S):
+        """Wait until `count` lines satisfy `wanted`; return them."""
+        def found():
+            return [line for line in self.lines if wanted(line)]
+        with self._news:
+            enough = self._news.wait_for(
+                lambda: len(found()) >= count or self.process.poll() is not None, timeout)
+        lines = found()
+        assert enough and len(lines) >= count, f"{len(lines)} of {count} lines in {self.lines}"
+        return lines
+
+    def wait_until_fed(self):
+        """Wait until every worker has both feeds."""
+        workers = int(self.environment["WEB_CONCURRENCY"])
+        self.wait_for_lines(lambda line: line["message"] == "feed refreshed", 2 * workers)
+
+    def record(self, request_id):
+        """Wait for the log line of a request and return it."""
+        return self.wait_for_lines(
+            lambda line: line["message"] == "request" and line["request_id"] == request_id)[0]
+
+    def connect(self, timeout=DEADLINE_S):
+        """Return a client connection."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def post(self, body, headers=None, path="/v1/chat/completions"):
+        """Send a request on a connection of its own and return the whole Answer."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection = self.connect()
+        try:
+            connection.request("POST", path, data,
+                               {"Content-Type": "application/json", **(headers or {})})
+            return Answer(connection.getresponse())
+        finally:
+            connection.close()
+
+    def chat(self, model, *, stream=True, headers=None, **more):
+        """Ask `model` something."""
+        return self.post({"model": model, "stream": stream, "messages": [
+            {"role": "user", "content": "hello"}], **more}, headers)
+
+    def get(self, path, headers=None, method="GET"):
+        """Send a request without a body and return the whole Answer."""
+        connection = self.connect()
+        try:
+            connection.request(method, path, headers=headers or {})
+            return Answer(connection.getresponse())
+        finally:
+            connection.close()
+
+    def exchange(self, data, timeout=DEADLINE_S):
+        """Send bytes as they are, read until the router closes, return what came."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as sock:
+            sock.sendall(data)
+            return read_to_end(sock)
+
+
+def read_until(sock, marker):
+    """Return what a socket yields up to where `marker` has come; fail if it ends before."""
+    received = b""
+    while marker not in received:
+        data = sock.recv(65536)
+        assert data, f"ended after {received!r}"
+        received += data
+    return received
+
+
+def read_to_end(sock):
+    """Return everything a socket yields until its end or a reset."""
+    received = b""
+    try:
+        while data := sock.recv(65536):
+            received += data
+    except ConnectionResetError:
+        pass
+    return received
+
+
+class Answer:
+    """A response as a client saw it.
+
+    ended  "complete", or "cut" where the transfer lacks its proper end
+    """
+
+    def __init__(self, response):
+        self.status = response.status
+        self.reason = response.reason
+        self.fields = response.getheaders()
+        try:
+            self.body, self.ended = response.read(), "complete"
+        except http.client.IncompleteRead as error:
+            self.body, self.ended = error.partial, "cut"
+        except ConnectionResetError:
+            self.body, self.ended = b"", "cut"
+
+    def values(self, name):
+        """Return all values of a header field."""
+        return [value for field, value in self.fields if field.lower() == name.lower()]
+
+    def value(self, name):
+        """Return the one value of a header field, or None."""
+        values = self.values(name)
+        assert len(values) <= 1, f"{name} is there {len(values)} times"
+        return values[0] if values else None
+
+    @property
+    def error(self):
+        """Return the error object of an answer made by the router."""
+        assert self.value("Content-Type") == "application/json"
+        error = json.loads(self.body)["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return error
+
+    def __repr__(self):
+        return f"<Answer {self.status} {self.ended} {self.body[:200]!r}>"

@@ -1,0 +1,309 @@
+"""A scripted backend on real sockets.
+
+Each model does what its script says, byte by byte: a script is a function that gets an
+`Exchange` and writes to the socket. The two feeds are served from attributes. Nothing here
+knows HTTP better than it must, so that a script can break every rule of it.
+"""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+DEADLINE_S = 10.0
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Exchange:
+    """One request and the script's side of its connection.
+
+    number      of the connection on this backend, from 1
+    turn        of the request on its connection, from 1
+    target, fields, body  of the request; field names in lower case
+    closed      set once the peer has closed the connection or this side has
+    closed_at   seconds on the monotonic clock, with `closed`
+    """
+
+    def __init__(self, sock, number, turn, target, fields, body):
+        self.sock, self.number, self.turn = sock, number, turn
+        self.target, self.fields, self.body = target, fields, body
+        self.keep_open = True
+        self.closed = threading.Event()
+        self.closed_at = None
+
+    @property
+    def model(self):
+        return json.loads(self.body)["model"]
+
+    def send(self, data):
+        """Send bytes as they are."""
+        self.sock.sendall(data)
+
+    def head(self, status=200, *fields, version="1.1", reason="Scripted"):
+        """Send a response head; each field is a (name, value) pair."""
+        lines = [f"HTTP/{version} {status} {reason}", *(f"{n}: {v}" for n, v in fields)]
+        self.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    def chunk(self, data):
+        """Send one chunk; empty data is the last chunk."""
+        self.send(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def close(self):
+        """End the connection properly."""
+        self.keep_open = False
+
+    def reset(self):
+        """Break the connection off."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.keep_open = False
+
+    def until_closed(self, timeout=DEADLINE_S):
+        """Send nothing more and wait for the peer to close; say whether it did in time."""
+        self.keep_open = False
+        self.sock.settimeout(timeout)
+        try:
+            while self.sock.recv(65536):
+                pass
+        except TimeoutError:
+            return False
+        except OSError:
+            pass
+        self.mark_closed()
+        return True
+
+    def mark_closed(self):
+        if not self.closed.is_set():
+            self.closed_at = time.monotonic()
+            self.closed.set()
+
+
+Script = Callable[[Exchange], None]
+
+
+class Upstream:
+    """The backend; use as a context manager.
+
+    url       to be the router's BACKEND_BASE_URL
+    models    the models feed, anything JSON can hold; or bytes
+    rows      the utilization feed, likewise
+    feed_status  what the feeds answer with
+    exchanges    every chat completion seen, in order
+    """
+
+    def __init__(self, models=None, rows=None):
+        self.models = models if models is not None else {"data": []}
+        self.rows = rows if rows is not None else []
+        self.feed_status = 200
+        self.feed_requests = []
+        self.exchanges = []
+        self.connections = 0
+        self._scripts = {}
+        self._default = complete(b'{"object":"chat.completion"}')
+        self._arrived = threading.Condition()
+        self._open = set()
+        self._busy = set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for sock in list(self._open):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        self._thread.join(DEADLINE_S)
+
+    def on(self, model, script):
+        """Let `model` do what `script` says from now on."""
+        self._scripts[model] = script
+
+    def otherwise(self, script):
+        """Let every model without a script do this."""
+        self._default = script
+
+    def seen(self, model):
+        """Return the exchanges for `model` so far."""
+        return [exchange for exchange in self.exchanges if exchange.model == model]
+
+    def wait_for(self, model, count=1, timeout=DEADLINE_S):
+        """Wait for the `count`-th request for `model` and return its exchange."""
+        with self._arrived:
+            arrived = self._arrived.wait_for(lambda: len(self.seen(model)) >= count, timeout)
+        assert arrived, f"no request number {count} for {model}"
+        return self.seen(model)[count - 1]
+
+    def drop_idle(self):
+        """Close the connections on which no request is being answered."""
+        for sock in self._open - self._busy:
+            sock.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self):
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(sock, self.connections),
+                             daemon=True).start()
+
+    def _serve(self, sock, number):
+        self._open.add(sock)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        turn, exchange, reader = 0, None, sock.makefile("rb")
+        try:
+            while (request := _read_request(reader)) is not None:
+                turn += 1
+                target, fields, body = request
+                exchange = Exchange(sock, number, turn, target, fields, body)
+                self._busy.add(sock)
+                self._answer(exchange)
+                self._busy.discard(sock)
+                if not exchange.keep_open:
+                    break
+        except OSError:
+            pass
+        finally:
+            if exchange is not None:
+                exchange.mark_closed()
+            self._open.discard(sock)
+            self._busy.discard(sock)
+            sock.close()
+            reader.close()
+
+    def _answer(self, exchange):
+        feeds = {"/v1/models": self.models, "/chutes/utilization": self.rows}
+        if exchange.target in feeds:
+            self.feed_requests.append(exchange)
+            feed = feeds[exchange.target]
+            body = feed if isinstance(feed, bytes) else json.dumps(feed).encode()
+            complete(body, status=self.feed_status)(exchange)
+            return
+        with self._arrived:
+            self.exchanges.append(exchange)
+            self._arrived.notify_all()
+        self._scripts.get(exchange.model, self._default)(exchange)
+
+
+def _read_request(reader):
+    line = reader.readline()
+    if not line.endswith(b"HTTP/1.1\r\n"):
+        return None
+    fields = []
+    while (field := reader.readline()) not in (b"\r\n", b""):
+        name, _, value = field.decode("latin-1").partition(":")
+        fields.append((name.lower(), value.strip()))
+    length = int(dict(fields).get("content-length", 0))
+    return line.split()[1].decode(), fields, reader.read(length)
+
+
+def complete(body, framing="length", status=200, fields=()):
+    """Answer whole, in one of three framings: length, chunked, close."""
+    return pieces([body] if body else [], framing, status, fields)
+
+
+def pieces(parts, framing="chunked", status=200, fields=(), before_each=None):
+    """Answer in parts, each sent on its own; `before_each(n)` runs before part n, from 0."""
+    def script(exchange):
+        framing_field = {
+            "length": [("Content-Length", sum(map(len, parts)))],
+            "chunked": [("Transfer-Encoding", "chunked")], "close": []}[framing]
+        exchange.head(status, *framing_field, *fields)
+        for number, part in enumerate(parts):
+            if before_each is not None:
+                before_each(number)
+            exchange.chunk(part) if framing == "chunked" else exchange.send(part)
+        if framing == "chunked":
+            exchange.chunk(b"")
+        if framing == "close":
+            exchange.close()
+    return script
+
+
+def sse(events, done=True):
+    """Return the bytes of a server-sent event stream, a list of one item an event."""
+    ending = [b"data: [DONE]\n\n"] if done else []
+    return [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events] + ending
+
+
+def chat_chunks(model, text):
+    """Return the events of a streamed chat completion that says `text` word by word."""
+    def event(delta, finish=None):
+        return {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 1,
+                "model": model, "choices": [
+                    {"index": 0, "delta": delta, "finish_reason": finish}]}
+    words = [event({"content": word + " "}) for word in text.split(" ")]
+    return [event({"role": "assistant", "content": ""}), *words, event({}, "stop")]
+
+
+def chat_completion(model, text):
+    """Return the body of a chat completion that says `text`."""
+    return json.dumps({
+        "id": "chatcmpl-scripted", "object": "chat.completion", "created": 1, "model": model,
+        "choices": [{"index": 0, "finish_reason": "stop",
+                     "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}).encode()
+
+
+def reset_at_once(exchange):
+    """Reset before a byte of the response."""
+    exchange.reset()
+
+
+def close_at_once(exchange):
+    """Close before a byte of the response."""
+    exchange.close()
+
+
+def stall(exchange):
+    """Send nothing until the router gives up."""
+    exchange.until_closed()
+
+
+def headers_then_stall(exchange):
+    """Send the headers of a stream and nothing more."""
+    exchange.head(200, ("Transfer-Encoding", "chunked"), ("Content-Type", "text/event-stream"))
+    exchange.until_closed()
+
+
+def headers_then_end(exchange):
+    """Send the headers of a stream and then its proper end."""
+    exchange.head(200, ("Transfer-Encoding", "chunked"))
+    exchange.chunk(b"")
+
+
+def raw(data, then="keep"):
+    """Send bytes as they are; then keep the connection, close or reset it."""
+    def script(exchange):
+        exchange.send(data)
+        if then != "keep":
+            getattr(exchange, then)()
+    return script
+
+
+def drip(data, seconds_apart):
+    """Send a byte at a time until the router gives up."""
+    def script(exchange):
+        exchange.keep_open = False
+        for byte in data:
+            exchange.send(bytes([byte]))
+            exchange.sock.settimeout(seconds_apart)
+            try:
+                if not exchange.sock.recv(1):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        exchange.mark_closed()
+    return script

@@ -1,0 +1,284 @@
+"""After the first byte: every byte as it came, and no end that is not one."""
+
+import http.client
+import json
+import socket
+import threading
+
+import pytest
+
+from tests.support.router import read_to_end, read_until
+from tests.support.upstream import complete, pieces, raw, sse
+
+PARTS = [b"data: %d\n\n" % number for number in range(6)]
+CUTS = {
+    "chunked, reset": ([("Transfer-Encoding", "chunked")], b"5\r\nfirst\r\n", "reset"),
+    "chunked, closed between chunks": (
+        [("Transfer-Encoding", "chunked")], b"5\r\nfirst\r\n", "close"),
+    "chunked, closed within a chunk": (
+        [("Transfer-Encoding", "chunked")], b"a\r\nfirst", "close"),
+    "chunked, closed before the last CRLF": (
+        [("Transfer-Encoding", "chunked")], b"5\r\nfirst\r\n0\r\n", "close"),
+    "chunked, bad size": ([("Transfer-Encoding", "chunked")], b"5\r\nfirst\r\n-1\r\n", "close"),
+    "chunked, chunk too long": (
+        [("Transfer-Encoding", "chunked")], b"5\r\nfirstX\r\n", "close"),
+    "chunked, silence": ([("Transfer-Encoding", "chunked")], b"5\r\nfirst\r\n", "until_closed"),
+    "length, reset": ([("Content-Length", "10")], b"first", "reset"),
+    "length, closed": ([("Content-Length", "10")], b"first", "close"),
+    "length, silence": ([("Content-Length", "10")], b"first", "until_closed"),
+    "until close, reset": ([], b"first", "reset"),
+    "until close, silence": ([], b"first", "until_closed"),
+}
+
+
+def broken(case, first_here):
+    """Send a first piece, wait until the client has it, then break off as the case says."""
+    fields, data, ending = CUTS[case]
+
+    def script(exchange):
+        exchange.head(200, *fields)
+        exchange.send(data)
+        assert first_here.wait(5)
+        getattr(exchange, ending)()
+    return script
+
+
+@pytest.mark.parametrize("case", CUTS)
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_an_answer_that_breaks_off_never_looks_complete(router, upstream, model, case, version):
+    """006-W4, 002-R16"""
+    name, spare, first_here = model(), model(), threading.Event()
+    upstream.on(name, broken(case, first_here))
+    body = json.dumps({"model": f"{name},{spare}", "stream": True}).encode()
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/%s\r\nHost: x\r\nX-Request-Id: %s\r\n"
+                       b"Content-Length: %d\r\n\r\n%s"
+                       % (version.encode(), name.encode(), len(body), body))
+        received = read_until(client, b"first")
+        first_here.set()
+        reset = False
+        try:
+            while data := client.recv(65536):
+                received += data
+        except ConnectionResetError:
+            reset = True
+    head, _, rest = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/%s 200 " % version.encode())
+    if b"Content-Length: 10" in head:
+        assert len(rest) < 10
+    elif version == "1.1":
+        assert b"chunked" in head and not rest.endswith(b"0\r\n\r\n")
+    else:
+        assert reset
+    assert not upstream.seen(spare)
+    assert router.record(name)["ended"] == "cut_by_upstream"
+    assert upstream.seen(name)[0].closed.wait(5)
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+def test_every_piece_reaches_the_client_before_the_next_is_sent(router, upstream, model, framing):
+    """002-R15"""
+    name, here = model(), [threading.Event() for _ in PARTS]
+
+    def wait_for_the_one_before(number):
+        assert number == 0 or here[number - 1].wait(5)
+
+    upstream.on(name, pieces(PARTS, framing, before_each=wait_for_the_one_before))
+    connection = router.connect()
+    connection.request("POST", "/v1/chat/completions", json.dumps({"model": name}))
+    response = connection.getresponse()
+    received = b""
+    for event, part in zip(here, PARTS):
+        while not received.endswith(part):
+            piece = response.read1(65536)
+            assert piece, f"ended after {received!r}"
+            received += piece
+        event.set()
+    assert response.read() == b""
+    assert received == b"".join(PARTS)
+    connection.close()
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+@pytest.mark.parametrize("size", [1, 65535, 65536, 300_000])
+def test_bodies_of_every_size_pass_byte_for_byte(router, upstream, model, framing, size):
+    """002-R15"""
+    name, body = model(), bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    upstream.on(name, pieces([body[:size // 2], body[size // 2:]] if size > 1 else [body],
+                             framing))
+    answer = router.chat(name)
+    assert answer.body == body and answer.ended == "complete"
+    assert answer.value("Content-Length") == (str(size) if framing == "length" else None)
+
+
+def test_response_fields_cross_repeated_ones_included_but_for_those_of_the_hop(
+        router, upstream, model):
+    """002-R16, 002-R17"""
+    name = model()
+    upstream.on(name, complete(b"{}", fields=[
+        ("Set-Cookie", "a=1"), ("set-cookie", "b=2"), ("X-Chutes-InvocationID", "17"),
+        ("Date", "Thu, 01 Jan 1970 00:00:00 GMT"), ("Server", "uvicorn"),
+        ("Connection", "keep-alive, X-Hop"), ("X-Hop", "1"), ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"), ("Trailer", "X-T"), ("Upgrade", "h2c"),
+        ("X-Accel-Buffering", "no")]))
+    answer = router.chat(f"{name},")
+    assert answer.values("Set-Cookie") == ["a=1", "b=2"]
+    assert answer.value("X-Chutes-InvocationID") == "17"
+    assert answer.value("X-Accel-Buffering") == "no"
+    assert len(answer.values("Date")) == len(answer.values("Server")) == 1
+    assert answer.value("Date") != "Thu, 01 Jan 1970 00:00:00 GMT"
+    for hop in ("X-Hop", "Keep-Alive", "Proxy-Connection", "Trailer", "Upgrade", "Content-Type"):
+        assert answer.values(hop) == []
+
+
+@pytest.mark.parametrize("sent, back", [
+    ("abc-123", True), ("x" * 128, True), ("x" * 129, False), ("with space", False), ("", False),
+])
+def test_a_sane_request_id_is_kept_and_another_replaced(router, upstream, model, sent, back):
+    """002-R18"""
+    name = model()
+    answer = router.chat(name, headers={"X-Request-Id": sent})
+    got = answer.value("X-Request-Id")
+    assert (got == sent) is back and got
+    assert dict(upstream.seen(name)[0].fields)["x-request-id"] == got
+
+
+def test_the_upstreams_own_request_id_wins_on_the_way_back(router, upstream, model):
+    """002-R18"""
+    name = model()
+    upstream.on(name, complete(b"{}", fields=[("X-Request-ID", "of-the-upstream")]))
+    assert router.chat(name, headers={"X-Request-Id": "mine"}).value(
+        "X-Request-Id") == "of-the-upstream"
+
+
+def test_errors_made_here_carry_the_request_id_too(router):
+    """002-R18"""
+    assert router.post(b"{", {"X-Request-Id": "mine"}).value("X-Request-Id") == "mine"
+    assert router.get("/nowhere", {"X-Request-Id": "mine"}).value("X-Request-Id") == "mine"
+
+
+PHASES = {
+    "waiting for headers": (lambda exchange: exchange.until_closed(), False),
+    "waiting for the first byte": (
+        lambda exchange: (exchange.head(200, ("Transfer-Encoding", "chunked")),
+                          exchange.until_closed()), False),
+    "silent after the first piece": (
+        lambda exchange: (exchange.head(200, ("Transfer-Encoding", "chunked")),
+                          exchange.chunk(b"first"), exchange.until_closed()), True),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_client_that_leaves_takes_the_upstream_connection_with_it(
+        router, upstream, model, phase, pipelined):
+    """006-W1, 002-R19"""
+    script, committed = PHASES[phase]
+    name, spare = model(), model()
+    upstream.on(name, script)
+    body = json.dumps({"model": f"{name},{spare}", "stream": False}).encode()
+    request = (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: %s\r\n"
+               b"Content-Length: %d\r\n\r\n%s" % (name.encode(), len(body), body))
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.sendall(request + request * pipelined)
+        exchange = upstream.wait_for(name)
+        if committed:
+            read_until(client, b"first")
+    # Well before any deadline of the router's own, the shortest being 0.6 s.
+    assert exchange.closed.wait(0.4)
+    record = router.record(name)
+    assert record["ended"] == "client_gone"
+    assert not upstream.seen(spare) and len(upstream.seen(name)) == 1
+
+
+def test_a_client_that_stops_reading_is_dropped_and_the_upstream_with_it(router, upstream, model):
+    """006-W3"""
+    name = model()
+
+    def endless(exchange):
+        exchange.head(200, ("Transfer-Encoding", "chunked"))
+        exchange.keep_open = False
+        try:
+            for _ in range(10_000):
+                exchange.chunk(b"x" * 10_000)
+        except OSError:
+            exchange.mark_closed()
+
+    upstream.on(name, endless)
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        body = json.dumps({"model": name}).encode()
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: %s\r\n"
+                       b"Content-Length: %d\r\n\r\n%s" % (name.encode(), len(body), body))
+        assert upstream.wait_for(name).closed.wait(8)
+        record = router.record(name)
+        assert record["ended"] == "client_gone"
+        assert record["bytes"] < 30_000_000
+        read_to_end(client)
+    assert "Traceback" not in json.dumps(router.lines)
+
+
+def test_a_slow_reader_gets_everything(router, upstream, model):
+    """006-W3"""
+    name, body = model(), b"x" * 4_000_000
+    upstream.on(name, complete(body))
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        request = json.dumps({"model": name}).encode()
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                       b"Content-Length: %d\r\n\r\n%s" % (len(request), request))
+        pace, received = threading.Event(), b""
+        while data := client.recv(65536):
+            received += data
+            pace.wait(0.01)
+    assert received.endswith(b"x" * 1000)
+    assert len(received.partition(b"\r\n\r\n")[2]) == len(body)
+
+
+def test_bytes_beyond_a_response_are_nobodys(router, upstream, model):
+    """006-W9"""
+    name = model()
+    upstream.on(name, raw(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmineHTTP/1.1 200 OK\r\n"
+                          b"Content-Length: 6\r\n\r\nothers"))
+    for _ in range(4):
+        answer = router.chat(name)
+        assert (answer.body, answer.ended) == (b"mine", "complete")
+    assert len({exchange.number for exchange in upstream.seen(name)}) == 4
+
+
+def test_connections_are_reused_after_complete_answers(router, upstream, model):
+    """006-W9"""
+    name = model()
+    upstream.on(name, pieces(sse([{"n": 1}])))
+    for _ in range(5):
+        assert router.chat(name).ended == "complete"
+    assert len({exchange.number for exchange in upstream.seen(name)}) <= 2
+
+
+def test_a_clients_connection_serves_many_requests(router, upstream, model):
+    """002-R16"""
+    connection = router.connect()
+    for number in range(5):
+        name = model()
+        upstream.on(name, pieces([b"%d" % number], ["chunked", "length"][number % 2]))
+        connection.request("POST", "/v1/chat/completions", json.dumps({"model": name}))
+        assert connection.getresponse().read() == b"%d" % number
+    connection.close()
+
+
+def test_an_error_within_the_stream_passes_as_it_is(router, upstream, model):
+    """002-R15"""
+    name = model()
+    parts = [*sse([{"n": 1}], done=False), b'{"detail":"exhausted"}']
+    upstream.on(name, pieces(parts))
+    answer = router.chat(name)
+    assert (answer.body, answer.ended) == (b"".join(parts), "complete")
+
+
+def test_until_close_answers_end_where_the_upstream_ends_them(router, upstream, model):
+    """002-R15"""
+    name = model()
+    upstream.on(name, raw(b"HTTP/1.0 200 OK\r\nContent-Type: a/b\r\n\r\nwhole", "close"))
+    connection = http.client.HTTPConnection("127.0.0.1", router.port, timeout=10)
+    connection.request("POST", "/v1/chat/completions", json.dumps({"model": name}))
+    response = connection.getresponse()
+    assert (response.read(), response.getheader("Transfer-Encoding")) == (b"whole", "chunked")
+    connection.close()
