@@ -93,8 +93,6 @@ def create_app(config: Config, *, send: Sender | None = None,
 def _check_request() -> None:
     environ = request.environ
     accept_request_id(environ)
-    if environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and "HTTP_HOST" not in environ:
-        raise ApiError("bad_request", "The request has no Host.")
     # Werkzeug strips leading slashes before it matches.
     if environ.get("PATH_INFO", "").startswith("//"):
         raise ApiError("not_found", "There is no such route.")

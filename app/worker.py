@@ -16,8 +16,8 @@ import uuid
 from typing import Any
 
 from gunicorn import util
-from gunicorn.http.errors import (ExpectationFailed, LimitRequestHeaders, LimitRequestLine,
-                                  ParseException)
+from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, LimitRequestHeaders,
+                                  LimitRequestLine, ParseException)
 from gunicorn.workers.ggevent import GeventWorker
 
 from app.errors import ApiError, ClientGone, StreamCut
@@ -50,6 +50,9 @@ class RouterWorker(GeventWorker):
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request of a connection."""
+        if req.version >= (1, 1) and not any(name == "HOST" for name, _ in req.headers):
+            # RFC 9112 section 3.2; the parser lets it pass.
+            raise InvalidHeader("HOST")
         body = req.body
 
         def abandon() -> None:

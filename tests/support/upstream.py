@@ -35,7 +35,8 @@ class Exchange:
 
     @property
     def model(self):
-        return json.loads(self.body)["model"]
+        # As text: a number in the body may have more digits than int() takes.
+        return json.loads(self.body, parse_int=str)["model"]
 
     def send(self, data):
         """Send bytes as they are."""

@@ -1,0 +1,119 @@
+"""A client's choice stays until it fails."""
+
+import pytest
+
+from tests.support.feeds import models_feed, utilization_row
+from tests.support.router import Router
+from tests.support.upstream import Upstream, complete, reset_at_once
+
+ALIAS = "chutesai/AutoPilot"
+
+
+def picked(answer):
+    assert answer.status == 200
+    return answer.value("x-chutes-autopilot-selected")
+
+
+@pytest.fixture
+def ranked():
+    """A backend that ranks a over b over c, and a router that fetches the ranking often."""
+    rows = [utilization_row(name, active=active) for name, active in (("a", 9), ("b", 6), ("c", 3))]
+    with Upstream(models=models_feed(["a", "b", "c"]), rows=rows) as upstream:
+        yield upstream
+
+
+def promote(router, upstream, name):
+    """Make `name` the best of the ranking and wait until the router knows."""
+    upstream.rows = [utilization_row(n, active=30 if n == name else 3) for n in ("a", "b", "c")]
+    token = {"Authorization": f"Bearer probe for {name} {len(upstream.exchanges)}"}
+    for _ in range(500):
+        if picked(router.chat(ALIAS, headers=token)) == name:
+            return
+        token = {"Authorization": f"Bearer probe {len(upstream.exchanges)}"}
+    raise AssertionError(f"{name} was never ranked first")
+
+
+def test_a_client_keeps_its_model_while_the_ranking_changes(ranked):
+    """005-R3, 005-R4"""
+    with Router(ranked.url, UTILIZATION_REFRESH_MS="20") as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat(ALIAS, headers=mine)) == "a"
+        promote(router, ranked, "b")
+        assert picked(router.chat(ALIAS, headers=mine)) == "a"
+        assert picked(router.chat(ALIAS, headers={"Authorization": "Bearer new"})) == "b"
+        assert picked(router.chat("c,a,b", headers=mine)) == "a"
+
+
+def test_a_failure_moves_the_client_off_its_model(ranked):
+    """005-R5"""
+    with Router(ranked.url) as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat(ALIAS, headers=mine)) == "a"
+        ranked.on("a", reset_at_once)
+        assert picked(router.chat(ALIAS, headers=mine)) == "b"
+        ranked.on("a", complete(b"{}"))
+        assert picked(router.chat(ALIAS, headers=mine)) == "b"
+
+
+def test_429_and_other_statuses_change_nothing(ranked):
+    """005-R5"""
+    with Router(ranked.url) as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat("b,a", headers=mine)) == "b"
+        for status in (429, 401, 500):
+            ranked.on("b", complete(b"no", status=status))
+            assert router.chat(ALIAS, headers=mine).status == status
+        ranked.on("b", complete(b"{}"))
+        assert picked(router.chat(ALIAS, headers=mine)) == "b"
+
+
+def test_a_choice_that_is_no_candidate_is_ignored_and_kept(ranked):
+    """005-R3"""
+    with Router(ranked.url) as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat("c,a", headers=mine)) == "c"
+        ranked.on("b", complete(b"no", status=429))
+        assert router.chat("b,a", headers=mine).status == 429
+        assert picked(router.chat("a,c", headers=mine)) == "c"
+
+
+def test_direct_requests_neither_use_nor_change_a_choice(ranked):
+    """005-R3"""
+    with Router(ranked.url) as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat("c,a", headers=mine)) == "c"
+        assert router.chat("b", headers=mine).status == 200
+        assert picked(router.chat("a,b,c", headers=mine)) == "c"
+
+
+@pytest.mark.parametrize("settings", [{"STICKY_TTL_SECS": "0"}, {"STICKY_MAX_ENTRIES": "0"}])
+def test_0_switches_stickiness_off(ranked, settings):
+    """005-R6"""
+    with Router(ranked.url, **settings) as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat("c,a", headers=mine)) == "c"
+        assert picked(router.chat("a,c", headers=mine)) == "a"
+
+
+@pytest.mark.parametrize("settings, sticks", [
+    ({}, True),
+    ({"TRUST_PROXY_HEADERS": "on", "TRUSTED_PROXY_CIDRS": "127.0.0.0/8"}, False),
+    ({"TRUST_PROXY_HEADERS": "on", "TRUSTED_PROXY_CIDRS": "10.0.0.0/8"}, True),
+    ({"TRUST_PROXY_HEADERS": "off", "TRUSTED_PROXY_CIDRS": "127.0.0.0/8"}, True),
+])
+def test_without_a_token_the_address_counts_and_a_trusted_peer_may_name_it(
+        ranked, settings, sticks):
+    """005-R1, 005-R2"""
+    with Router(ranked.url, **settings) as router:
+        router.wait_until_fed()
+        assert picked(router.chat("c,a", headers={"X-Forwarded-For": "192.0.2.1, 10.0.0.1"})) == "c"
+        other = router.chat("a,c", headers={"X-Forwarded-For": "192.0.2.2, 10.0.0.1"})
+        assert picked(other) == ("c" if sticks else "a")
+        same = router.chat("a,c", headers={"X-Forwarded-For": "192.0.2.1:4711"})
+        assert picked(same) == "c"
