@@ -52,4 +52,8 @@ class PeriodicJob:
                 self._job()
             except Exception:
                 logger.exception("periodic job failed", extra={"job": self._name})
-            self._stopping.wait(self._interval_s * (1 + JITTER * self._jitter()))
+            self._stopping.wait(self.next_wait_s())
+
+    def next_wait_s(self) -> float:
+        """Return how long to wait before the next run, seconds."""
+        return self._interval_s * (1 + JITTER * self._jitter())

@@ -7,7 +7,6 @@ Source: specs/003 R2, R3, R9.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,14 +29,24 @@ class _Quantity(fields.Field[float]):
     kinds: tuple[type[int] | type[float], ...] = (int, float)
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> float:
+        # NaN is not within any bounds, and infinity is beyond these.
         if (isinstance(value, bool) or not isinstance(value, self.kinds)
-                or not math.isfinite(value) or not 0 <= value <= _LARGEST):
+                or not 0 <= value <= _LARGEST):
             raise ValidationError("not a finite number of at least 0")
         return value
 
 
 class _Count(_Quantity):
     kinds = (int,)
+
+
+class _Flag(fields.Field[bool]):
+    """A JSON boolean; `fields.Boolean` would also take "yes" and 1."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError("not a boolean")
+        return value
 
 
 class _UtilizationRowSchema(Schema):
@@ -53,7 +62,7 @@ class _UtilizationRowSchema(Schema):
     rate_limit_ratio_5m = _Quantity(allow_none=True)
     rate_limit_ratio_15m = _Quantity(allow_none=True)
     rate_limit_ratio_1h = _Quantity(allow_none=True)
-    scalable = fields.Boolean(truthy={True}, falsy={False})
+    scalable = _Flag(allow_none=True)
     scale_allowance = _Quantity(allow_none=True)
 
 

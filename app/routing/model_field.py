@@ -28,6 +28,7 @@ class _Members(msgspec.Struct):
 
 
 _members = msgspec.json.Decoder(_Members)
+_anything = msgspec.json.Decoder(msgspec.Raw)
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 # Within valid JSON a match is a key unless a backslash stands before it: an unescaped quote
@@ -88,16 +89,7 @@ def _parse(body: bytes) -> tuple[_Members, bytes]:
     """Return the members of interest, and bytes of the same layout that msgspec accepts."""
     try:
         str(body, "utf-8")
-        try:
-            return _members.decode(body), body
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:
-            # Any four hex digits do for the syntax; the length stays, and so do all offsets.
-            neutral = _SURROGATE_ESCAPE.sub(rb"\\u0020", body)
-            if neutral == body:
-                raise
-            return _members.decode(neutral), neutral
+        return _decoded(body)
     except UnicodeDecodeError:
         raise ApiError("invalid_json", "The body is not UTF-8.") from None
     except msgspec.ValidationError:
@@ -106,6 +98,21 @@ def _parse(body: bytes) -> tuple[_Members, bytes]:
         raise ApiError("invalid_json", "The body is nested too deeply.") from None
     except msgspec.DecodeError:
         raise ApiError("invalid_json", "The body is not valid JSON.") from None
+
+
+def _decoded(body: bytes) -> tuple[_Members, bytes]:
+    try:
+        return _members.decode(body), body
+    except msgspec.ValidationError:
+        # Said at the first byte: whether the rest is JSON at all is still open.
+        _anything.decode(body)
+        raise
+    except msgspec.DecodeError:
+        # Any four hex digits do for the syntax; the length stays, and so do all offsets.
+        neutral = _SURROGATE_ESCAPE.sub(rb"\\u0020", body)
+        if neutral == body:
+            raise
+        return _decoded(neutral)
 
 
 def _value_offset(body: bytes) -> int:

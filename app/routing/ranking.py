@@ -33,7 +33,7 @@ class UtilizationRow:
     rate_limit_ratio_5m: float | None = None
     rate_limit_ratio_15m: float | None = None
     rate_limit_ratio_1h: float | None = None
-    scalable: bool = False
+    scalable: bool | None = None
     scale_allowance: float | None = None
 
 

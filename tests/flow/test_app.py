@@ -1,0 +1,127 @@
+"""The application in process, with a plain object for a transport."""
+
+import json
+import logging
+
+import pytest
+
+from app.config import load_config
+from app.errors import ApiError, ClientGone
+from app.factory import create_app
+from app.routing.outcomes import Outcome, UpstreamFailed
+from app.upstream.failover import Attempts
+
+OK = {"status": 200, "chunks": (b"first", b"second")}
+
+
+class Answer:
+    """What a transport returns: a response that never saw a socket."""
+
+    def __init__(self, status=200, chunks=(), fields=(), first_error=None):
+        self.status, self.reason, self.fields, self.resent = status, "Faked", fields, False
+        self.chunks, self.first_error, self.closed = iter(chunks), first_error, 0
+
+    def first_chunk(self, timeout_s):
+        if self.first_error is not None:
+            raise self.first_error
+        return next(self.chunks)
+
+    def close(self):
+        self.closed += 1
+
+
+class Transport:
+    """Answers by model; remembers what was sent."""
+
+    def __init__(self, **answers):
+        self.answers, self.sent = answers, []
+
+    def __call__(self, body, headers, header_timeout_s):
+        model = json.loads(body)["model"]
+        self.sent.append((model, header_timeout_s))
+        answer = self.answers[model]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def client_for():
+    routers = []
+
+    def build(transport):
+        app = create_app(load_config(), send=transport)
+        routers.append(app.extensions["router"])
+        return app.test_client()
+    yield build
+    for router in routers:
+        router.stop()
+
+
+def post(client, model, **body):
+    return client.post("/v1/chat/completions", json={"model": model, **body})
+
+
+def test_the_answer_is_closed_when_it_has_been_read(client_for):
+    """002-R15"""
+    answer = Answer(**OK)
+    response = post(client_for(Transport(a=answer)), "a")
+    assert (response.status_code, response.data) == (200, b"firstsecond")
+    response.close()
+    assert answer.closed
+
+
+def test_an_abandoned_answer_is_closed_before_the_next_attempt(client_for):
+    """002-R13"""
+    abandoned = Answer(status=503)
+
+    class Checking(Transport):
+        def __call__(self, body, headers, header_timeout_s):
+            if json.loads(body)["model"] == "b":
+                assert abandoned.closed
+            return super().__call__(body, headers, header_timeout_s)
+
+    assert post(client_for(Checking(a=abandoned, b=Answer(**OK))), "a,b").data == b"firstsecond"
+
+
+@pytest.mark.parametrize("stream, seconds", [(True, 10), (False, 120), (None, 120), ("true", 120)])
+def test_the_header_deadline_depends_on_stream(client_for, stream, seconds):
+    """002-R13"""
+    transport = Transport(a=Answer(**OK))
+    post(client_for(transport), "a", **({} if stream is None else {"stream": stream}))
+    assert transport.sent == [("a", seconds)]
+
+
+def test_a_client_that_leaves_ends_the_attempts_and_nobody_is_blamed():
+    """006-W1, 005-R5"""
+    told, answer = [], Answer(first_error=ClientGone())
+    attempts = Attempts(Transport(a=answer, b=Answer(**OK)), 1.0, 8)
+    with pytest.raises(ClientGone):
+        attempts.run(("a", "b"), lambda model: json.dumps({"model": model}).encode(), {}, 1.0,
+                     lambda *attempt: told.append(attempt))
+    assert answer.closed and not told
+
+
+def test_all_attempts_are_told_with_their_outcome():
+    """001-R8, 002-R12"""
+    told = []
+    failed = UpstreamFailed(Outcome.HEADER_TIMEOUT, "no headers")
+    attempts = Attempts(Transport(a=failed, b=failed), 1.0, 8, clock=iter(range(99)).__next__)
+    with pytest.raises(ApiError) as caught:
+        attempts.run(("a", "b"), lambda model: json.dumps({"model": model}).encode(), {}, 1.0,
+                     lambda attempt, failed: told.append((attempt, failed)))
+    assert (caught.value.status, caught.value.code) == (504, "upstream_header_timeout")
+    assert [(a.model, a.outcome, a.duration_ms, failed) for a, failed in told] == [
+        ("a", "upstream_header_timeout", 1000, True), ("b", "upstream_header_timeout", 1000, True)]
+
+
+def test_a_defect_is_a_500_that_quotes_nothing_and_a_line_without_the_exceptions_text(
+        client_for, caplog):
+    """002-R21, 001-R7"""
+    with caplog.at_level(logging.INFO):
+        response = post(client_for(Transport(a=RuntimeError("sk-planted"))), "a")
+    assert response.status_code == 500
+    assert response.json["error"]["code"] == "internal_error"
+    assert "sk-planted" not in response.text + caplog.text
+    [line] = [r for r in caplog.records if r.message == "internal error"]
+    assert line.error == "RuntimeError" and any("failover.py" in place for place in line.where)

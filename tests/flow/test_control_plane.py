@@ -1,0 +1,162 @@
+"""Feeds and their refresh, in process: `responses` answers instead of the network."""
+
+import json
+
+import msgspec
+import pytest
+import requests
+import responses
+
+from app.control.feeds import Feed
+from app.control.scheduler import PeriodicJob
+from app.control.schemas import parse_models, parse_utilization
+from app.errors import FetchFailed
+from app.eventloop import event, pause
+from app.upstream.transport import feed_fetcher
+from tests.support.feeds import models_feed, public_names, utilization_feed, utilization_row
+
+URL = "http://feed.test/document"
+
+
+def dumped(document):
+    return json.dumps(document).encode()
+
+
+def rows_of(*entries):
+    rows, dropped = parse_utilization(dumped(list(entries)), pause)
+    return [row.name for row in rows], dropped
+
+
+def test_the_real_feeds_shape_and_size_is_read_whole():
+    """003-R2"""
+    pauses = []
+    rows, dropped = parse_utilization(dumped(utilization_feed()), lambda: pauses.append(1))
+    assert (len(rows), dropped) == (96, 0)
+    assert {row.name for row in rows} == set(public_names())
+    assert len(pauses) == 6
+    ids, dropped = parse_models(dumped(models_feed(public_names())), pause)
+    assert (len(ids), dropped) == (96, 0)
+
+
+@pytest.mark.parametrize("bad", [
+    {"name": None}, {"name": 5}, {"active_instance_count": "4"}, {"active_instance_count": 1.5},
+    {"active_instance_count": -1}, {"active_instance_count": True},
+    {"active_instance_count": None}, {"utilization_5m": float("nan")},
+    {"utilization_5m": float("inf")}, {"utilization_1h": -0.1}, {"utilization_15m": "0.5"},
+    {"rate_limit_ratio_5m": False}, {"scalable": "yes"}, {"scalable": 1},
+    {"scale_allowance": [1]}, {"active_instance_count": 10**12}, {"utilization_current": 1e300},
+    {"utilization_current": 10**400}])
+def test_a_bad_row_is_dropped_and_counted_and_costs_no_other(bad):
+    """003-R3"""
+    row = utilization_row("bad") | bad
+    assert rows_of(utilization_row("good"), row, utilization_row("fine")) == (
+        ["good", "fine"], 1)
+
+
+@pytest.mark.parametrize("odd", [
+    {"utilization_current": None, "utilization_5m": None}, {"rate_limit_ratio_5m": None},
+    {"utilization_5m": 7}, {"scale_allowance": None}, {"scale_allowance": 2.5}, {"scalable": None}, {"new_key": {}}])
+def test_odd_but_good_rows_are_kept(odd):
+    """003-R2"""
+    assert rows_of(utilization_row("odd") | odd) == (["odd"], 0)
+
+
+def test_rows_with_keys_missing():
+    """003-R2, 003-R3"""
+    assert rows_of({"name": "a", "active_instance_count": 1}, {"active_instance_count": 1},
+                   {"name": "b"}, None, [], "row") == (["a"], 5)
+
+
+@pytest.mark.parametrize("document", [
+    b"", b"{}", b"[]", b"null", b"[1, 2]", b"[" * 100_000, b"\xff", dumped([{"name": 1}])])
+def test_a_feed_without_a_usable_row_is_a_failed_refresh(document):
+    """003-R3"""
+    with pytest.raises(FetchFailed):
+        parse_utilization(document, pause)
+
+
+def test_a_feed_of_private_chutes_is_good_and_has_no_candidate():
+    """003-R4"""
+    assert parse_utilization(dumped([utilization_row("[private chute]")]), pause) == ((), 0)
+
+
+@pytest.mark.parametrize("document", [
+    b"", b"[]", b"{}", b'{"data":{}}', b'{"data":[]}', b'{"data":[{"id":""},{"id":1},{}]}'])
+def test_a_models_feed_without_a_model_is_a_failed_refresh(document):
+    """003-R9"""
+    with pytest.raises(FetchFailed):
+        parse_models(document, pause)
+
+
+def test_msgspec_and_the_standard_library_read_a_feed_alike():
+    """003-R2"""
+    document = dumped(utilization_feed())
+    assert msgspec.json.decode(document) == json.loads(document)
+
+
+@pytest.fixture
+def fetch():
+    return feed_fetcher(URL, timeout_s=5, max_bytes=1000)
+
+
+@responses.activate
+def test_a_fetch_sends_nothing_of_any_client_and_follows_nothing(fetch):
+    """003-R10"""
+    responses.get(URL, b"first", headers={"Set-Cookie": "a=b"})
+    responses.get(URL, b"second")
+    assert (fetch(), fetch()) == (b"first", b"second")
+    for call in responses.calls:
+        assert not {"Authorization", "Cookie"} & set(call.request.headers)
+
+
+@pytest.mark.parametrize("answer, why", [
+    ({"status": 500}, "status 500"), ({"status": 204}, "status 204"),
+    ({"status": 302, "headers": {"Location": URL + "/elsewhere"}}, "status 302"),
+    ({"body": b"x" * 1001}, "larger than 1000 bytes"),
+    ({"body": requests.ConnectionError("10.1.2.3 refused")}, "ConnectionError")])
+def test_whatever_is_no_plain_200_is_a_failed_fetch(fetch, answer, why):
+    """003-R10"""
+    with responses.RequestsMock() as mock, pytest.raises(FetchFailed) as caught:
+        mock.get(URL, **answer)
+        fetch()
+    assert str(caught.value) == why
+
+
+def test_a_feed_keeps_what_it_had_and_tells_of_changes_once(caplog):
+    """003-R7"""
+    stored, documents = [], [dumped(models_feed(["a"])), b"junk", b"junk", dumped(models_feed("b"))]
+    feed = Feed("models", lambda: documents.pop(0), lambda d: parse_models(d, pause),
+                stored.append)
+    with caplog.at_level("INFO"):
+        assert [feed.refresh() for _ in range(4)] == [True, False, False, True]
+    assert stored == [frozenset("a"), frozenset("b")]
+    assert [record.message for record in caplog.records] == [
+        "feed refresh fails", "feed refresh works again"]
+
+
+def test_a_job_that_fails_is_run_again_and_stopped_at_once(caplog):
+    """003-R7"""
+    runs, enough = [], event()
+
+    def job():
+        runs.append(1)
+        if len(runs) == 3:
+            enough.set()
+        raise RuntimeError("of no consequence")
+
+    periodic = PeriodicJob("job", job, interval_s=0.001, jitter=lambda: 0)
+    periodic.start()
+    periodic.start()
+    assert enough.wait(5)
+    periodic.stop()
+    periodic.stop()
+    assert len(caplog.records) == 3
+
+
+@pytest.mark.parametrize("jitter, waited", [(-1, 9.0), (0, 10.0), (1, 11.0)])
+def test_the_wait_between_runs_carries_a_little_jitter(jitter, waited):
+    """003-R7"""
+    periodic = PeriodicJob("job", lambda: None, 10.0, jitter=lambda: jitter)
+    assert periodic.next_wait_s() == pytest.approx(waited)
+    drawn = [PeriodicJob("job", lambda: None, 10.0).next_wait_s() for _ in range(100)]
+    assert 9.0 <= min(drawn) < max(drawn) <= 11.0

@@ -1,0 +1,90 @@
+"""The import rule, and the size of things."""
+
+import ast
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# A layer may import itself where it is a package, and those before it.
+LAYERS = ["errors config logs journal eventloop".split(), ["routing"], ["sticky"], ["upstream"],
+          ["control"], ["routes"], ["factory"], ["wsgi", "worker"]]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+BASE = {"journal": set(), "eventloop": {"errors"}, "errors": set(), "config": set(),
+        "logs": set()}
+
+
+def modules():
+    for path in sorted((ROOT / "app").rglob("*.py")):
+        if path != ROOT / "app" / "__init__.py":
+            yield path, ast.parse(path.read_text())
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module
+
+
+def room(name):
+    return name.split(".")[1].removesuffix(".py")
+
+
+def test_nothing_imports_upward_or_sideways():
+    """001-R11"""
+    for path, tree in modules():
+        here = path.relative_to(ROOT / "app").parts[0].removesuffix(".py")
+        for name in imported(tree):
+            if not name.startswith("app."):
+                continue
+            there = room(name)
+            if here in BASE:
+                assert there in BASE[here], f"{path} imports {name}"
+            elif here != there:
+                assert LEVEL[there] < LEVEL[here], f"{path} imports {name}"
+
+
+def importers(package):
+    return {str(path.relative_to(ROOT)) for path, tree in modules()
+            if any(name.split(".")[0] == package for name in imported(tree))}
+
+
+def test_each_library_has_its_door():
+    """001-R11"""
+    assert importers("requests") == {"app/upstream/transport.py"}
+    assert importers("urllib3") == {"app/upstream/transport.py", "app/upstream/connection.py"}
+    assert importers("gevent") == {"app/eventloop.py"}
+    assert importers("gunicorn") == {"app/worker.py"}
+    assert importers("environs") == {"app/config.py"}
+    assert importers("marshmallow") == {"app/control/schemas.py"}
+
+
+def test_pure_decisions_do_no_io_and_have_no_clock():
+    """001-R11"""
+    for path in (ROOT / "app" / "routing").glob("*.py"):
+        assert not set(imported(ast.parse(path.read_text()))) & {
+            "time", "socket", "flask", "random", "logging", "gevent"}, path
+
+
+def test_the_environment_is_read_in_one_place():
+    """001-R2"""
+    readers = {path.name for path, tree in modules() for node in ast.walk(tree)
+               if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+               and getattr(node.value, "id", "") == "os"}
+    assert readers == {"config.py"}
+
+
+def test_no_function_is_longer_than_a_screen():
+    """001-R11"""
+    long = [(path.name, node.name) for path, tree in modules() for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60]
+    assert not long
+
+
+def test_wire_tests_import_nothing_of_the_app():
+    """001-R11"""
+    for folder in ("wire", "support"):
+        for path in (ROOT / "tests" / folder).glob("*.py"):
+            assert not any(name.split(".")[0] == "app"
+                           for name in imported(ast.parse(path.read_text()))), path

@@ -1,0 +1,94 @@
+"""The environment as one value."""
+
+import dataclasses
+
+import pytest
+
+from app.config import Config, ConfigError, TrustedPeers, load_config
+
+NAMES = [field.metadata["name"] for field in dataclasses.fields(Config)]
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Return a function that sets variables on top of an environment without any of ours."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+    def given(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return load_config()
+    return given
+
+
+def test_the_defaults_are_a_working_configuration(environment):
+    """001-R2"""
+    config = environment()
+    assert config.backend_base_url == "https://llm.chutes.ai"
+    assert (config.max_attempts, config.sticky_ttl_secs, config.trust_proxy_headers) == (
+        8, 1800, False)
+    assert config.effective()["LISTEN_ADDR"] == "0.0.0.0:8080"
+    assert list(config.effective()) == NAMES
+
+
+@pytest.mark.parametrize("text, value", [
+    ("true", True), ("ON", True), ("yes", True), ("1", True), ("False", False), ("off", False),
+    ("no", False), ("0", False)])
+def test_every_spelling_of_yes_and_no(environment, text, value):
+    """001-R2"""
+    assert environment(TRUST_PROXY_HEADERS=text).trust_proxy_headers is value
+
+
+@pytest.mark.parametrize("name, value", [
+    *((name, value) for name in ("MAX_ATTEMPTS", "UPSTREAM_IDLE_TIMEOUT_MS")
+      for value in ("", " ", "x", "1.5", "1e3", "-1", "0", "+1", " 1", "1_000", "٣", "9" * 40)),
+    ("STICKY_TTL_SECS", "-1"), ("TRUST_PROXY_HEADERS", ""), ("TRUST_PROXY_HEADERS", "2"),
+    ("LISTEN_ADDR", ""), ("LISTEN_ADDR", "8080"), ("LISTEN_ADDR", "host:0"),
+    ("LISTEN_ADDR", "host:65536"), ("LISTEN_ADDR", "unix:relative"), ("LISTEN_ADDR", "::1:80"),
+    ("BACKEND_BASE_URL", ""), ("BACKEND_BASE_URL", "example.test"),
+    ("BACKEND_BASE_URL", "http://x:port"), ("BACKEND_BASE_URL", "http://x?a=b"),
+    ("BACKEND_BASE_URL", "http://x/ y"), ("MODELS_URL", "file:///etc/passwd"),
+    ("UTILIZATION_URL", "https://"), ("TRUSTED_PROXY_CIDRS", "localhost"), ("LOG_LEVEL", ""),
+])
+def test_a_bad_value_is_refused_with_name_value_and_what_was_expected(environment, name, value):
+    """001-R3, 001-R4"""
+    with pytest.raises(ConfigError) as caught:
+        environment(**{name: value})
+    assert str(caught.value).startswith(f"{name}: got {value!r}, expected ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text, peers", [
+    ("", TrustedPeers()), ("unix", TrustedPeers((), True)),
+    ("10.0.0.0/8,192.0.2.1 unix", None), (" ::1/128 ,, 10.0.0.1/8 ", None)])
+def test_trusted_peers_are_networks_and_the_word_unix(environment, text, peers):
+    """005-R2"""
+    got = environment(TRUSTED_PROXY_CIDRS=text).trusted_proxy_cidrs
+    if peers is not None:
+        assert got == peers
+    else:
+        assert len(got.networks) == 2 and got.unix is ("unix" in text)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:80", "[::1]:8080", "host.name:1", "unix:/run/a.sock"])
+def test_every_form_of_a_listen_address(environment, text):
+    """001-R2"""
+    assert environment(LISTEN_ADDR=text).listen_addr == text
+
+
+def test_a_trailing_slash_of_the_base_url_does_not_double(environment):
+    """002-R10"""
+    assert environment(BACKEND_BASE_URL="http://x/base/").backend_base_url == "http://x/base"
+
+
+def test_a_secret_is_in_no_text_form_of_the_configuration(environment):
+    """001-R5, 001-R7"""
+    config = environment(STICKY_HASH_SECRET="hunter2")
+    assert "hunter2" not in repr(config) + str(config.effective())
+    assert config.effective()["STICKY_HASH_SECRET"] == "****"
+
+
+def test_dollar_signs_in_values_are_not_expanded(environment):
+    """001-R2"""
+    assert environment(STICKY_HASH_SECRET="a$HOME${HOME}").sticky_hash_secret == "a$HOME${HOME}"

@@ -1,0 +1,103 @@
+"""Small pure parts: header fields, error bodies, the retry table, the request's line, the store."""
+
+import json
+import logging
+
+import pytest
+
+from app.errors import API_ERRORS, ApiError
+from app.journal import Ending, RequestRecord
+from app.logs import logging_config
+from app.routing.headers import client_headers, request_id, upstream_headers
+from app.routing.outcomes import WHEN_EXHAUSTED, Outcome, status_outcome
+from app.routing.ranking import UtilizationRow
+from app.routing.snapshot import SnapshotStore
+
+
+def test_wsgi_names_become_header_fields_and_server_variables_do_not_cross():
+    """002-R10"""
+    headers = upstream_headers({
+        "HTTP_X_CUSTOM": "1", "CONTENT_TYPE": "a/b", "CONTENT_LENGTH": "5", "HTTP_HOST": "x",
+        "HTTP_EXPECT": "100-continue", "HTTP_ACCEPT_ENCODING": "gzip", "PATH_INFO": "/",
+        "REMOTE_ADDR": "192.0.2.1", "SERVER_NAME": "x", "HTTP_CONNECTION": " close , X-Hop,",
+        "HTTP_X_HOP": "1", "HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": ""}, "id")
+    assert headers == {"X-Custom": "1", "Content-Type": "a/b", "Accept-Encoding": "identity",
+                       "X-Request-Id": "id"}
+
+
+def test_what_connection_names_stays_behind_in_whatever_case():
+    """002-R16"""
+    fields = [("Connection", "x-a"), ("CONNECTION", "X-B, close"), ("X-A", "1"), ("x-b", "2"),
+              ("X-C", "3"), ("TE", "x"), ("Date", "now"), ("Server", "s")]
+    assert client_headers(fields) == [("X-C", "3")]
+
+
+@pytest.mark.parametrize("given, sane", [
+    ("a", True), ("~" * 128, True), ("", False), ("a b", False), ("a" * 129, False), ("é", False),
+    ("a\n", False)])
+def test_a_request_id_is_visible_ascii_of_bounded_length(given, sane):
+    """002-R18"""
+    assert (request_id({"HTTP_X_REQUEST_ID": given}) == given) is sane
+    assert request_id({}) != request_id({})
+
+
+@pytest.mark.parametrize("code", API_ERRORS)
+def test_every_error_has_all_four_keys_and_its_place_in_the_table(code):
+    """002-R21"""
+    error = ApiError(code, "Some words.")
+    body = json.loads(error.body())
+    status, type_, param = API_ERRORS[code]
+    assert body == {"error": {
+        "message": "Some words.", "type": type_, "param": param, "code": code}}
+    assert error.status == status
+
+
+def test_the_retry_table_is_complete_and_only_503_is_a_retryable_status():
+    """002-R12"""
+    assert set(WHEN_EXHAUSTED) == set(Outcome)
+    assert [status for status in range(100, 1000) if status_outcome(status)] == [503]
+    for outcome, answer in WHEN_EXHAUSTED.items():
+        assert answer is None or answer.code == outcome.value
+
+
+def test_a_requests_line_is_written_once_and_says_how_it_ended(caplog):
+    """001-R8"""
+    now = [10.0]
+    record = RequestRecord("the-id", lambda: now[0])
+    now[0] = 10.25
+    record.committed()
+    now[0] = 11.0
+    record.ending = Ending.COMPLETE
+    with caplog.at_level(logging.INFO, "app.request"):
+        record.finish()
+        record.finish()
+    [line] = caplog.records
+    assert (line.first_byte_ms, line.duration_ms, line.ended) == (250.0, 1000.0, "complete")
+    assert line.request_id == "the-id"
+
+
+@pytest.mark.parametrize("level, app, libraries", [
+    ("debug", "DEBUG", "INFO"), ("info", "INFO", "INFO"), ("error", "ERROR", "ERROR")])
+def test_the_libraries_debug_lines_stay_off_whatever_the_level(level, app, libraries):
+    """001-R7"""
+    config = logging_config(level)
+    assert config["loggers"]["app"]["level"] == app
+    assert config["root"]["level"] == config["loggers"]["gunicorn.error"]["level"] == libraries
+    assert config["loggers"]["urllib3"]["level"] == "WARNING"
+
+
+def test_a_new_allowlist_ranks_the_old_rows_again_and_keeps_their_age():
+    """003-R1, 003-R8"""
+    now = [0.0]
+    store = SnapshotStore(lambda: now[0])
+    assert store.snapshot_age_s() is None and store.allowlist_age_s() is None
+    store.replace_allowlist({"a"})
+    assert store.snapshot is None
+    now[0] = 5.0
+    store.replace_rows([UtilizationRow("a", 1), UtilizationRow("b", 2)])
+    before = store.snapshot
+    assert before.names == ("a",)
+    now[0] = 8.0
+    store.replace_allowlist({"a", "b"})
+    assert store.snapshot.names == ("b", "a") and before.names == ("a",)
+    assert (store.snapshot_age_s(), store.allowlist_age_s()) == (3.0, 0.0)

@@ -1,0 +1,105 @@
+"""Finding and replacing the top-level model, against the standard library as oracle."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.errors import ApiError
+from app.routing.model_field import find_model
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text() | st.sampled_from(["model", '"model":', '\\"model\\":"x"', "{\"model\":1}"]),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(
+        st.text(max_size=5) | st.sampled_from(["model", "stream", "Model", "model "]),
+        children, max_size=4), max_leaves=12)
+OTHERS = st.dictionaries(
+    st.text(max_size=6).filter(lambda key: key not in ("model", "stream")), VALUES, max_size=5)
+
+
+def dumped(document, ascii_only, indent):
+    # Lone surrogates cannot be written as UTF-8, only as escapes.
+    text = json.dumps(document, ensure_ascii=ascii_only, indent=indent)
+    return text.encode("utf-8", "surrogatepass")
+
+
+@settings(max_examples=400)
+@given(model=NAMES, new=NAMES, others=OTHERS, at=st.integers(0, 5),
+       ascii_only=st.booleans(), indent=st.sampled_from([None, 2]), stream=st.booleans())
+def test_only_the_value_changes_whatever_else_the_body_holds(
+        model, new, others, at, ascii_only, indent, stream):
+    """002-R8"""
+    items = list(others.items())
+    items[at:at] = [("model", model), ("stream", stream)]
+    body = dumped(dict(items), ascii_only, indent)
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return
+    field = find_model(body)
+    assert (field.model, field.stream) == (model, stream)
+    changed = field.replaced(body, new)
+    assert json.loads(changed) == dict(items) | {"model": new}
+    assert changed.startswith(body[:field.start]) and changed.endswith(body[field.end:])
+    assert json.loads(body[field.start:field.end]) == model
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\model 1eE.+-u0trufalsn\n').map(
+    lambda text: text.encode()))
+def test_what_the_standard_library_refuses_is_refused(body):
+    """002-R2"""
+    def no_constant(name):
+        raise ValueError(name)
+
+    try:
+        document = json.loads(body.decode(), parse_constant=no_constant)
+    except (ValueError, RecursionError):
+        with pytest.raises(ApiError) as caught:
+            find_model(body)
+        assert caught.value.code == "invalid_json"
+        return
+    try:
+        found = find_model(body).model
+    except ApiError as error:
+        assert error.code in ("invalid_body", "missing_model")
+    else:
+        assert document["model"] == found
+
+
+def test_every_spelling_of_the_key_is_the_key():
+    """002-R9"""
+    spellings = [f"\\u{ord(letter):04x}" for letter in "model"]
+    for mask in range(32):
+        key = "".join(spelled if mask >> n & 1 else letter
+                      for n, (letter, spelled) in enumerate(zip("model", spellings)))
+        body = ('{"a":1,"%s" : "x"}' % key).encode()
+        assert find_model(body).replaced(body, "y") == body.replace(b'"x"', b'"y"')
+        with pytest.raises(ApiError, match="more than once"):
+            find_model(('{"model":"x","%s":"y"}' % key).encode())
+
+
+@pytest.mark.parametrize("body, code", [
+    (b'{"model":"\\ud83d\\ude00"}', None), (b'{"model":"\\ud83d"}', "missing_model"),
+    (b'{"model":"\\ude00\\ud83d"}', "missing_model"),
+    (b'{"x":"\\\\ud800","model":"m"}', None), (b'{"x":"\\\\\\ud800","model":"m"}', None)])
+def test_surrogates_matter_in_the_model_and_nowhere_else(body, code):
+    """002-R3"""
+    if code is None:
+        assert find_model(body).model in ("m", "\U0001f600")
+    else:
+        with pytest.raises(ApiError) as caught:
+            find_model(body)
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize("filler", [
+    b"[" + b"[]," * 300_000 + b"0]", b"[" + b"1," * 500_000 + b"0]", b'"' + b"x" * 10**6 + b'"',
+    b'"' + b"\\ud800" * 170_000 + b'"', b"9" * 10**6])
+def test_a_body_of_a_mebibyte_is_searched_whatever_fills_it(filler):
+    """002-R8"""
+    body = b'{"x":' + filler + b',"model":"m","stream":true}'
+    assert find_model(body).replaced(body, "n") == body.replace(b'"m"', b'"n"')
