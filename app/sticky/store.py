@@ -3,7 +3,7 @@
 An entry is a client key and the model that last answered that client. Stores may do I/O and may
 switch greenlets; they never raise: a store in trouble costs stickiness, not a request.
 
-Source: specs/005 R4-R7.
+Source: specs/005 R4-R6.
 """
 
 from typing import Protocol

@@ -5,7 +5,7 @@ for an answer, is decided here. http.client would take an end of stream inside t
 their end, an interim response for the final one, and would not say whether a connection had
 been used before.
 
-Source: specs/002 R13; specs/006 W5-W10.
+Source: specs/002 R13, R14; specs/006 W5-W10.
 """
 
 import socket

@@ -55,7 +55,8 @@ def test_a_bad_row_is_dropped_and_counted_and_costs_no_other(bad):
 
 @pytest.mark.parametrize("odd", [
     {"utilization_current": None, "utilization_5m": None}, {"rate_limit_ratio_5m": None},
-    {"utilization_5m": 7}, {"scale_allowance": None}, {"scale_allowance": 2.5}, {"scalable": None}, {"new_key": {}}])
+    {"utilization_5m": 7}, {"scale_allowance": None}, {"scale_allowance": 2.5},
+    {"scalable": None}, {"new_key": {}}])
 def test_odd_but_good_rows_are_kept(odd):
     """003-R2"""
     assert rows_of(utilization_row("odd") | odd) == (["odd"], 0)

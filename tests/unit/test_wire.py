@@ -66,7 +66,7 @@ def test_a_chunked_body_that_ends_anywhere_early_is_never_complete(parts, places
     (b"11111111111111111\r\n", b""), (b"5 5\r\nhello", b""), (b"5;\x00\r\nhello", b""),
     (b"1\r\na\r\n" + b"5" * 5000, b"a"), (b"0\r\n" + b"X: y\r\n" * 4000, b"")])
 def test_bad_chunks_break_the_body_and_what_came_before_is_kept(data, good):
-    """006-W4, 006-W8"""
+    """006-W8, 006-W10"""
     reader = ChunkedBody()
     assert reader.feed(data) == good
     assert reader.broken and not reader.complete

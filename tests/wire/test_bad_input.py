@@ -143,7 +143,7 @@ def test_a_body_that_does_not_come_times_out(router, upstream, head, part):
 
 
 def test_a_dripped_body_does_not_extend_its_deadline(router):
-    """002-R1"""
+    """002-R1, 006-W2"""
     with socket.create_connection(("127.0.0.1", router.port), 10) as client:
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
                        b"Content-Length: 1000\r\n\r\n")

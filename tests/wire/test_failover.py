@@ -73,7 +73,7 @@ FAILURES["dripped chunk size"] = (
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failure_before_the_first_byte_leads_to_the_next_candidate(
         router, upstream, model, fresh_connections, failure):
-    """002-R11, 002-R12, 006-W8"""
+    """002-R11, 002-R12, 006-W2, 006-W5, 006-W8"""
     script, (outcome, _) = FAILURES[failure]
     bad, good, spare = model(), model(), model()
     upstream.on(bad, script)
@@ -173,7 +173,7 @@ def test_a_non_streaming_request_may_wait_longer_for_its_headers(router, upstrea
 @pytest.mark.parametrize("ending", ["close", "reset"])
 def test_a_connection_gone_stale_in_the_pool_is_no_failed_candidate(
         router, upstream, model, ending):
-    """002-R14"""
+    """002-R14, 006-W6"""
     def answer_then_end_on_the_next_request(exchange):
         if exchange.turn == 1:
             complete(b"{}")(exchange)

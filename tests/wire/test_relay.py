@@ -46,7 +46,7 @@ def broken(case, first_here):
 @pytest.mark.parametrize("case", CUTS)
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_an_answer_that_breaks_off_never_looks_complete(router, upstream, model, case, version):
-    """006-W4, 002-R16"""
+    """006-W4, 006-W10, 002-R16, 002-R20"""
     name, spare, first_here = model(), model(), threading.Event()
     upstream.on(name, broken(case, first_here))
     body = json.dumps({"model": f"{name},{spare}", "stream": True}).encode()

@@ -1,0 +1,30 @@
+# What one types here. Every target sets up what it needs in .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run demo test lint
+
+# Start the router for real: configured by the environment, against the real backend.
+run: .venv/run
+	exec $(BIN)/gunicorn
+
+# Watch the main job done against a scripted backend; ends with Ctrl-C.
+demo: .venv/run
+	exec $(BIN)/python -m tests.support.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/flake8
+	$(BIN)/mypy
+
+.venv/run: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev: requirements-dev.txt .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,81 @@
+"""README and specs against the code and the tests."""
+
+import dataclasses
+import pathlib
+import re
+
+from app.config import Config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RULE = re.compile(r"\b(00\d-[RW]\d+)\b")
+SPECS = {path.parent.name[:3]: path for path in (ROOT / "specs").glob("00*/spec.md")}
+
+
+def rules():
+    """Return every rule id the specs define."""
+    return {f"{number}-{rule}" for number, path in SPECS.items()
+            for rule in re.findall(r"^- \*\*([RW]\d+)\*\* ", path.read_text(), re.MULTILINE)}
+
+
+def cited():
+    """Return every rule id cited in a test's docstring, with the file."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for docstring in re.findall(r'"""(.*?)"""', path.read_text(), re.DOTALL):
+            for rule in RULE.findall(docstring):
+                yield rule, path.name
+
+
+def test_every_rule_is_cited_by_a_test_and_every_citation_names_a_rule():
+    """001-R11"""
+    citations = dict(cited())
+    assert rules() - citations.keys() == set()
+    assert citations.keys() - rules() == set()
+
+
+def test_every_source_named_in_the_code_exists():
+    """001-R11"""
+    for path in (ROOT / "app").rglob("*.py"):
+        for number, listed in re.findall(r"specs/(00\d) ((?:[RW]\d+(?:-[RW]\d+)?(?:, )?)+)",
+                                         path.read_text()):
+            for rule in re.findall(r"[RW]\d+", listed):
+                assert f"{number}-{rule}" in rules(), f"{path.name} cites {number}-{rule}"
+
+
+def test_the_coverage_table_names_every_rule_and_only_what_exists():
+    """001-R11"""
+    text = (ROOT / "specs" / "COVERAGE.md").read_text()
+    assert set(RULE.findall(text)) == rules()
+    for name in re.findall(r"tests/[\w/]+\.py", text):
+        assert (ROOT / name).is_file(), name
+    for row in re.findall(r"^\| .+ \|$", text, re.MULTILINE)[1:]:
+        where = row.split("|")
+        for rule in RULE.findall(where[2]):
+            files = re.findall(r"tests/[\w/]+\.py", where[3])
+            assert any(rule in (ROOT / name).read_text() for name in files), f"{rule} in {files}"
+
+
+def test_the_readmes_table_of_variables_is_the_code():
+    """001-R2"""
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
+    declared = [(f.metadata["name"], f"`{f.metadata['default']}`" if f.metadata["default"]
+                 else "empty", f.metadata["says"]) for f in dataclasses.fields(Config)]
+    assert rows == declared
+
+
+def test_the_example_environment_names_every_variable_with_its_default():
+    """001-R2"""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    given = [line.removeprefix("#") for line in lines if "=" in line]
+    assert given == [f"{f.metadata['name']}={f.metadata['default']}"
+                     for f in dataclasses.fields(Config)]
+
+
+def test_the_readme_names_files_and_targets_that_exist():
+    """001-R11, 001-R12"""
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"`((?:app|tests|specs|deploy)/[\w./-]*)`", text):
+        assert (ROOT / name).exists(), name
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make (\w+)`", text):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
