@@ -6,7 +6,9 @@ after this file has run.
 
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 
 from app.config import ConfigError, load_config
 from app.logs import logging_config
@@ -34,13 +36,20 @@ timeout = 30
 # (60 s), so that the side that speaks first is never the one surprised.
 keepalive = 75
 # The request log is the app's own; it says more and leaves out addresses.
-accesslog = None
+logger_class = "app.worker.RouterLogger"
 logconfig_dict = logging_config(settings.log_level)
 # Headers by which a peer could change the path or the scheme of its request.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 # It would write below the home directory, which may be read-only.
 control_socket_disable = True
+
+
+# Workers count in files here; whichever is asked adds them up. Shared memory where there is any:
+# the files are mapped, and must not cost a disk write.
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp("", "router-metrics-", shared_memory)
 
 
 def on_starting(server):
@@ -52,6 +61,18 @@ def post_worker_init(worker):
     """Start what runs beside requests, once the worker can serve them."""
     worker.wsgi.extensions["router"].start()
     worker.log.info("worker ready")
+
+
+def child_exit(server, worker):
+    """Take a worker that is gone out of the gauges; its counts stay."""
+    # Too early for a module-level import: it opens the door to half the network library.
+    from prometheus_client.multiprocess import mark_process_dead
+    mark_process_dead(worker.pid)
+
+
+def on_exit(server):
+    """Leave nothing behind."""
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def worker_exit(server, worker):

@@ -12,6 +12,7 @@ from typing import Any
 
 from flask import Flask, Response, request
 
+from app import metrics
 from app.config import Config
 from app.control.feeds import Feed
 from app.control.scheduler import PeriodicJob
@@ -21,6 +22,7 @@ from app.eventloop import HangUpWatch, pause
 from app.routes.body import abandon_body, has_body
 from app.routes.errors import register_error_handlers
 from app.routes.health import Health
+from app.routes.metrics import metrics_blueprint
 from app.routes.proxy import Proxy, accept_request_id
 from app.routing.client_key import ClientKeys
 from app.routing.headers import REQUEST_ID
@@ -86,6 +88,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     register_error_handlers(app)
     app.register_blueprint(proxy.blueprint())
     app.register_blueprint(Health(config, store).blueprint())
+    app.register_blueprint(metrics_blueprint())
     app.extensions["router"] = Router(store, tuple(feeds), _jobs(config, feeds), hang_ups)
     return app
 
@@ -129,12 +132,26 @@ def _feeds(config: Config, store: SnapshotStore) -> list[Feed[Any]]:
         return feed_fetcher(url, timeout_s=config.control_plane_timeout_ms / 1000,
                             max_bytes=_LARGEST_FEED_BYTES)
 
+    def shown(take: Callable[[Any], None]) -> Callable[[Any], None]:
+        def take_and_show(content: Any) -> None:
+            take(content)
+            _show(store)
+        return take_and_show
+
+    _show(store)
     return [
         Feed("models", fetcher(config.models_url),
-             functools.partial(parse_models, pause=pause), store.replace_allowlist),
+             functools.partial(parse_models, pause=pause), shown(store.replace_allowlist)),
         Feed("utilization", fetcher(config.utilization_url),
-             functools.partial(parse_utilization, pause=pause), store.replace_rows),
+             functools.partial(parse_utilization, pause=pause), shown(store.replace_rows)),
     ]
+
+
+def _show(store: SnapshotStore) -> None:
+    snapshot, allowlist = store.snapshot, store.allowlist
+    metrics.show_picture(
+        len(snapshot.candidates) if snapshot else 0, snapshot.taken_at if snapshot else None,
+        len(allowlist.ids) if allowlist else 0, allowlist.taken_at if allowlist else None)
 
 
 def _jobs(config: Config, feeds: list[Feed[Any]]) -> tuple[PeriodicJob, ...]:

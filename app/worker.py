@@ -16,6 +16,7 @@ import uuid
 from typing import Any
 
 from gunicorn import util
+from gunicorn.glogging import Logger
 from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, LimitRequestHeaders,
                                   LimitRequestLine, ParseException)
 from gunicorn.workers.ggevent import GeventWorker
@@ -37,6 +38,13 @@ _REASONS: dict[type[Exception], tuple[int, str]] = {
     ExpectationFailed: (417, "The expectation cannot be met."),
     LimitRequestHeaders: (431, "The header fields are too large."),
 }
+
+
+class RouterLogger(Logger):
+    """gunicorn's logger without its access log: the app writes a request's line itself."""
+
+    def access(self, *_: Any) -> None:
+        """Do nothing; the stock method collects header fields and addresses first."""
 
 
 class RouterWorker(GeventWorker):

@@ -5,11 +5,12 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A layer may import itself where it is a package, and those before it.
-LAYERS = ["errors config logs journal eventloop".split(), ["routing"], ["sticky"], ["upstream"],
-          ["control"], ["routes"], ["factory"], ["wsgi", "worker"]]
+LAYERS = ["errors config logs metrics journal eventloop".split(), ["routing"], ["sticky"],
+          ["upstream"], ["control"], ["routes"], ["factory"], ["wsgi", "worker"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-BASE = {"journal": set(), "eventloop": {"errors"}, "errors": set(), "config": set(),
-        "logs": set()}
+# What the modules of the first layer may import of each other.
+BASE = {"errors": set(), "config": set(), "logs": set(), "metrics": set(),
+        "journal": {"metrics"}, "eventloop": {"errors"}}
 
 
 def modules():
@@ -24,7 +25,8 @@ def imported(tree):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            yield node.module
+            yield from ([f"app.{alias.name}" for alias in node.names]
+                        if node.module == "app" else [node.module])
 
 
 def room(name):
@@ -57,6 +59,7 @@ def test_each_library_has_its_door():
     assert importers("gevent") == {"app/eventloop.py"}
     assert importers("gunicorn") == {"app/worker.py"}
     assert importers("environs") == {"app/config.py"}
+    assert importers("prometheus_client") == {"app/metrics.py"}
     assert importers("marshmallow") == {"app/control/schemas.py"}
 
 

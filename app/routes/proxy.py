@@ -89,13 +89,15 @@ class Proxy:
             client_key = self.client_keys.derive(environ)
             route = route.preferring(self.sticky.get(client_key))
 
-        def on_attempt(attempt: Attempt, failed: bool) -> None:
+        def on_attempt(attempt: Attempt) -> None:
             record.attempts.append({
                 "model": log_name(attempt.model, self.store.allowlist),
-                "outcome": attempt.outcome, "detail": attempt.detail,
+                "outcome": attempt.failure or str(attempt.status), "detail": attempt.detail,
                 "ms": round(attempt.duration_ms, 1)})
-            if failed and client_key:
-                self.sticky.discard(client_key, attempt.model)
+            if attempt.failure is not None:
+                record.failures.append(attempt.failure)
+                if client_key:
+                    self.sticky.discard(client_key, attempt.model)
 
         def body_for(model: str) -> bytes:
             return body if route.mode is Mode.DIRECT else field.replaced(body, model)

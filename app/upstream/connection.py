@@ -17,12 +17,21 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, ProtocolError
 
 from app.eventloop import deadline, readable
+from app.metrics import resends_total
 from app.upstream import wire
 
 # What one read takes at most: enough that a fast upstream's chunks come in by the dozen.
 _READ_SIZE = 64 * 1024
 # Interim responses before the final one; no real server sends more than a few.
 _MOST_INTERIM = 16
+
+
+class BodyBroke(ProtocolError):
+    """A body broke off; `cause` is one of short, bad_framing, silence, reset."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"body broke off: {cause}")
+        self.cause = cause
 
 
 class Disconnected(OSError):
@@ -54,7 +63,7 @@ class RawResponse(HTTPResponse):
                decode_content: bool | None = None) -> Generator[bytes, None, None]:
         """Yield the body's bytes as they arrive; the arguments are requests' and do not matter.
 
-        Raises  ProtocolError when the body breaks off, falls silent or is badly framed
+        Raises  BodyBroke
 
         The connection goes back to its pool at the end of a complete body, and is closed
         otherwise, whatever the reason for leaving. A body without a byte closes it too: a
@@ -69,13 +78,15 @@ class RawResponse(HTTPResponse):
                         empty = False
                         yield piece
                 if reader.broken:
-                    raise ProtocolError(f"Body broke off: {reader.broken}")
+                    raise BodyBroke(reader.broken)
                 if not reader.complete:
                     data = self._wire_socket.recv(_READ_SIZE)
                     if not data:
                         reader.end_of_stream()
+        except TimeoutError as error:
+            raise BodyBroke("silence") from error
         except OSError as error:
-            raise ProtocolError(f"Body broke off: {error}", error) from error
+            raise BodyBroke("reset") from error
         finally:
             reusable = reader.complete and not reader.surplus and self._keeps_alive
             if (empty or not reusable) and self._connection is not None:
@@ -151,6 +162,7 @@ class _Exchange(HTTPConnection):
         self.connect()
         self._uses += 1
         self.resent = True
+        resends_total.inc()
         self.sock.sendall(self._message)
 
     def _read_head(self) -> tuple[wire.Head, bytes]:

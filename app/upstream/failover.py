@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from app.errors import ApiError
-from app.routing.outcomes import WHEN_EXHAUSTED, UpstreamFailed, status_outcome
+from app.routing.outcomes import WHEN_EXHAUSTED, Outcome, UpstreamFailed, status_outcome
 from app.upstream.transport import UpstreamResponse
 
 
@@ -28,12 +28,14 @@ class Sender(Protocol):
 class Attempt:
     """One candidate tried once.
 
-    outcome  a retryable failure's name, or the status of the answer as text
-    detail   a short word on the failure, for the log
+    failure  the retryable failure it was, or None
+    status   of the upstream's answer; None if there was none, or none worth passing on
+    detail   a few words on the failure, for the log
     """
 
     model: str
-    outcome: str
+    failure: Outcome | None
+    status: int | None
     detail: str
     duration_ms: float
 
@@ -69,14 +71,14 @@ class Attempts:
 
     def run(self, candidates: tuple[str, ...], body_for: Callable[[str], bytes],
             headers: Mapping[str, str], header_timeout_s: float,
-            on_attempt: Callable[[Attempt, bool], None]) -> Committed:
+            on_attempt: Callable[[Attempt], None]) -> Committed:
         """Try the candidates in order until one commits.
 
         candidates        model ids, not empty
         body_for          model -> request body
         headers           the fields that cross
         header_timeout_s  total for one attempt's headers, seconds
-        on_attempt        told of each attempt as it ends, and whether it failed retryably
+        on_attempt        told of each attempt as it ends
         Returns           Committed
         Raises            ApiError when the last attempt failed and there is nothing to pass on
         Cost              I/O; switches greenlets
@@ -96,14 +98,17 @@ class Attempts:
                     response.close()
                 if not isinstance(error, UpstreamFailed):
                     raise
-                on_attempt(self._attempt(model, error.outcome, error.detail, started), True)
                 failure = error
+                on_attempt(Attempt(model, error.outcome, None, error.detail,
+                                   self._ms_since(started)))
                 continue
-            status = response.status
-            on_attempt(self._attempt(model, str(status), "", started),
-                       status_outcome(status) is not None)
+            on_attempt(Attempt(model, status_outcome(response.status), response.status, "",
+                               self._ms_since(started)))
             return committed
         raise _exhausted(failure)
+
+    def _ms_since(self, started: float) -> float:
+        return (self.clock() - started) * 1000
 
     def _judge(self, model: str, response: UpstreamResponse, last: bool) -> Committed:
         outcome = status_outcome(response.status)
@@ -112,9 +117,6 @@ class Attempts:
         if 200 <= response.status < 300:
             return Committed(model, response, response.first_chunk(self.first_byte_timeout_s))
         return Committed(model, response, b"")
-
-    def _attempt(self, model: str, outcome: str, detail: str, started: float) -> Attempt:
-        return Attempt(model, outcome, detail, (self.clock() - started) * 1000)
 
 
 def _exhausted(failure: UpstreamFailed) -> ApiError:

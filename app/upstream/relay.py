@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from app.errors import StreamCut
 from app.journal import Ending, RequestRecord
 from app.upstream.failover import Committed
-from app.upstream.transport import BODY_ERRORS
+from app.upstream.transport import BODY_ERRORS, break_cause
 
+# What ends a complete event stream, and how far from its end it is looked for.
+_DONE = b"[DONE]"
+_TAIL_BYTES = 32
 # struct linger {on, 0 seconds}: closing the socket then resets the connection.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -34,21 +37,28 @@ class Relay:
         self._client = client
         self._delimited = delimited
         self._on_close = on_close
+        self._event_stream = any(
+            name.lower() == "content-type" and value.lower().startswith("text/event-stream")
+            for name, value in committed.response.fields)
 
     def __iter__(self) -> Iterator[bytes]:
-        record = self._record
+        record, tail = self._record, b""
         try:
-            if self._committed.first:
-                record.body_bytes = len(self._committed.first)
-                yield self._committed.first
-            for chunk in self._committed.response.chunks:
+            for chunk in self._pieces():
                 record.body_bytes += len(chunk)
+                tail = chunk if len(chunk) >= _TAIL_BYTES else (tail + chunk)[-_TAIL_BYTES:]
                 yield chunk
         except BODY_ERRORS as error:
-            record.ending = Ending.CUT_BY_UPSTREAM
+            record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, break_cause(error)
             self._make_cut_visible()
             raise StreamCut from error
         record.ending = Ending.COMPLETE
+        record.unfinished = self._event_stream and _DONE not in tail
+
+    def _pieces(self) -> Iterator[bytes]:
+        if self._committed.first:
+            yield self._committed.first
+        yield from self._committed.response.chunks
 
     def _make_cut_visible(self) -> None:
         # To a client that reads until the connection closes (HTTP/1.0, nginx by default), only

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from app.errors import FetchFailed
 from app.eventloop import deadline
 from app.routing.outcomes import Outcome, UpstreamFailed
-from app.upstream.connection import POOLS_BY_SCHEME, RawResponse
+from app.upstream.connection import POOLS_BY_SCHEME, BodyBroke, RawResponse
 
 # What iterating over a response's chunks may raise.
 BODY_ERRORS = (requests.RequestException,)
@@ -30,6 +30,12 @@ BODY_ERRORS = (requests.RequestException,)
 # The router's own loop decides about attempts; False also keeps urllib3 off redirects.
 _NO_RETRIES = Retry(False)
 _FETCH_CHUNK = 64 * 1024
+
+
+def break_cause(error: Exception) -> str:
+    """Return why a body broke off, from what iterating over it raised."""
+    broke = next((arg for arg in error.args if isinstance(arg, BodyBroke)), None)
+    return broke.cause if broke is not None else "reset"
 
 
 class UpstreamResponse:
@@ -69,7 +75,7 @@ class UpstreamResponse:
         except StopIteration:
             raise UpstreamFailed(Outcome.FIRST_BODY_BYTE_ERROR, "empty body") from None
         except BODY_ERRORS as error:
-            raise UpstreamFailed(Outcome.FIRST_BODY_BYTE_ERROR, "body broke off") from error
+            raise UpstreamFailed(Outcome.FIRST_BODY_BYTE_ERROR, break_cause(error)) from error
         self._raw.limit_silence(self._idle_timeout_s)
         return first
 

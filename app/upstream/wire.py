@@ -21,6 +21,10 @@ LARGEST_HEAD = 64 * 1024
 _LARGEST_CHUNK_LINE = 4 * 1024
 _LARGEST_TRAILER = 16 * 1024
 
+# Why a body is broken.
+SHORT = "short"
+BAD_FRAMING = "bad_framing"
+
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (" + _TEXT + rb"))?\r\n")
@@ -98,7 +102,7 @@ class BodyReader(Protocol):
 
     complete  the body has ended properly
     surplus   bytes came that belong to no response
-    broken    what is wrong with the body, safe to log; empty while nothing is
+    broken    SHORT or BAD_FRAMING; empty while nothing is wrong with the body
     """
 
     complete: bool
@@ -157,7 +161,7 @@ class LengthBody:
 
     def end_of_stream(self) -> None:
         """Take note that bytes are missing."""
-        self.broken = "body shorter than its content length"
+        self.broken = SHORT
 
 
 class UntilCloseBody:
@@ -220,7 +224,7 @@ class ChunkedBody:
             self._closing = False
             return 2
         if data[at:] != b"\r":
-            self.broken = "chunk longer than its size"
+            self.broken = BAD_FRAMING
         return 0
 
     def _open_chunk(self, data: bytes, at: int) -> int:
@@ -231,7 +235,7 @@ class ChunkedBody:
             self._trailing = not self._left
             return line.end() - at
         if data.find(b"\n", at) >= 0 or len(data) - at > _LARGEST_CHUNK_LINE:
-            self.broken = "bad chunk size line"
+            self.broken = BAD_FRAMING
         return 0
 
     def _hold(self, rest: bytes) -> None:
@@ -242,8 +246,8 @@ class ChunkedBody:
         if blank_line != 1:
             self.complete, self.surplus, self._held = True, len(rest) > blank_line + 2, b""
         elif len(rest) > _LARGEST_TRAILER:
-            self.broken = "trailers too large"
+            self.broken = BAD_FRAMING
 
     def end_of_stream(self) -> None:
         """Take note that the last chunk has not been seen whole."""
-        self.broken = "chunked body without its end"
+        self.broken = SHORT

@@ -1,0 +1,19 @@
+"""GET /metrics: what Prometheus scrapes.
+
+Source: specs/001 R13.
+"""
+
+from flask import Blueprint, Response
+
+from app.metrics import CONTENT_TYPE, exposition
+
+
+def metrics_blueprint() -> Blueprint:
+    """Return the blueprint of the route."""
+    blueprint = Blueprint("metrics", __name__)
+    blueprint.get("/metrics")(_metrics)
+    return blueprint
+
+
+def _metrics() -> Response:
+    return Response(exposition(), content_type=CONTENT_TYPE)

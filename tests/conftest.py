@@ -1,0 +1,9 @@
+"""Before anything of the app is imported: metrics in memory, no environment of the caller's."""
+
+import dataclasses
+import os
+
+from app.config import Config
+
+for field in dataclasses.fields(Config):
+    os.environ.pop(field.metadata["name"], None)
