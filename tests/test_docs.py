@@ -54,6 +54,14 @@ def test_the_coverage_table_names_every_rule_and_only_what_exists():
             assert any(rule in (ROOT / name).read_text() for name in files), f"{rule} in {files}"
 
 
+def test_every_row_of_the_fault_table_has_a_case_and_every_case_a_row():
+    """006-W13"""
+    rows = re.findall(r"^\| (F\d+) \|", SPECS["006"].read_text(), re.MULTILINE)
+    cases = (ROOT / "tests" / "wire" / "test_faults.py").read_text()
+    assert len(rows) == len(set(rows)) >= 24
+    assert set(rows) == set(re.findall(r"(?:\b|_)(F\d+)(?=[ _])", cases))
+
+
 def test_the_readmes_table_of_variables_is_the_code():
     """001-R2"""
     text = (ROOT / "README.md").read_text()

@@ -9,6 +9,7 @@ Source: specs/002 R13, R14; specs/006 W5-W10.
 """
 
 import socket
+import struct
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ from app.upstream import wire
 
 # What one read takes at most: enough that a fast upstream's chunks come in by the dozen.
 _READ_SIZE = 64 * 1024
+# struct linger {on, 0 seconds}: closing the socket then resets the connection.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 # Interim responses before the final one; no real server sends more than a few.
 _MOST_INTERIM = 16
 
@@ -102,6 +105,7 @@ class _Exchange(HTTPConnection):
         self._connect_timeout_s = float(self.timeout or 0)
         self._message = b""
         self._uses = 0
+        self._sending = False
         self.resent = False
 
     @property
@@ -132,7 +136,20 @@ class _Exchange(HTTPConnection):
         self._uses += 1
         self.resent = False
         self.sock.settimeout(None)
+        self._send_message()
+
+    def _send_message(self) -> None:
+        self._sending = True
         self.sock.sendall(self._message)
+        self._sending = False
+
+    def close(self) -> None:
+        """Close, at once even where the upstream has not taken all of the request."""
+        if self._sending and self.sock is not None:
+            # An orderly end would wait its turn behind the unsent rest, perhaps for ever.
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._sending = False
+        super().close()
 
     def getresponse(self) -> RawResponse:  # type: ignore[override]
         """Wait for the response head.
@@ -163,7 +180,7 @@ class _Exchange(HTTPConnection):
         self._uses += 1
         self.resent = True
         resends_total.inc()
-        self.sock.sendall(self._message)
+        self._send_message()
 
     def _read_head(self) -> tuple[wire.Head, bytes]:
         data = b""

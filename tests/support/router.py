@@ -10,7 +10,11 @@ import subprocess
 import sys
 import threading
 
+from prometheus_client.parser import text_string_to_metric_families
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROBE = ROOT / "tests" / "support" / "probe"
+PROBE_SIGNAL = signal.SIGRTMIN + 5
 DEADLINE_S = 20.0
 
 
@@ -33,7 +37,8 @@ class Router:
             "PATH": os.environ["PATH"], "LISTEN_ADDR": f"127.0.0.1:{self.port}",
             "BACKEND_BASE_URL": upstream_url, "MODELS_URL": f"{upstream_url}/v1/models",
             "UTILIZATION_URL": f"{upstream_url}/chutes/utilization", "WEB_CONCURRENCY": "1",
-            "GRACEFUL_TIMEOUT_SECS": "5", "LOG_LEVEL": "debug", **environment}
+            "GRACEFUL_TIMEOUT_SECS": "5", "LOG_LEVEL": "debug", "PYTHONPATH": str(PROBE),
+            **environment}
         self.lines = []
         self._news = threading.Condition()
 
@@ -79,10 +84,10 @@ class Router:
         with self._news:
             self._news.notify_all()
 
-    def wait_for_lines(self, wanted, count=1, timeout=DEADLINE_S):
-        """Wait until `count` lines satisfy `wanted`; return them."""
+    def wait_for_lines(self, wanted, count=1, timeout=DEADLINE_S, since=0):
+        """Wait until `count` lines from number `since` on satisfy `wanted`; return them."""
         def found():
-            return [line for line in self.lines if wanted(line)]
+            return [line for line in self.lines[since:] if wanted(line)]
         with self._news:
             enough = self._news.wait_for(
                 lambda: len(found()) >= count or self.process.poll() is not None, timeout)
@@ -94,6 +99,29 @@ class Router:
         """Wait until every worker has both feeds."""
         workers = int(self.environment["WEB_CONCURRENCY"])
         self.wait_for_lines(lambda line: line["message"] == "feed refreshed", 2 * workers)
+
+    def probe(self):
+        """Have every worker count its descriptors, greenlets and memory; return the reports."""
+        pids = {line["pid"] for line in self.lines if line["message"] == "worker ready"}
+        since = len(self.lines)
+        for pid in pids:
+            os.kill(pid, PROBE_SIGNAL)
+        return self.wait_for_lines(
+            lambda line: line["message"] == "probe", len(pids), since=since)
+
+    def metrics(self):
+        """Scrape; return (name without prefix, *label values) -> value."""
+        answer = self.get("/metrics")
+        assert answer.status == 200 and answer.value("Content-Type").startswith("text/plain")
+        return {
+            (sample.name.removeprefix("chutes_autopilot_"), *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(answer.body.decode())
+            for sample in family.samples}
+
+    def counted_since(self, before):
+        """Return what the counters have risen by since the `metrics()` of before."""
+        return {key: value - before.get(key, 0) for key, value in self.metrics().items()
+                if key[0].endswith("_total") and value != before.get(key, 0)}
 
     def record(self, request_id):
         """Wait for the log line of a request and return it."""

@@ -6,7 +6,9 @@ knows HTTP better than it must, so that a script can break every rule of it.
 """
 
 import json
+import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -91,15 +93,24 @@ class Upstream:
     rows      the utilization feed, likewise
     feed_status  what the feeds answer with
     exchanges    every chat completion seen, in order
+    refuse_bodies   read no further than a request's head; each is an event in bodies_refused,
+                    set when the peer has closed
+    tls          path of a certificate with its key: speak TLS
     """
 
-    def __init__(self, models=None, rows=None):
+    def __init__(self, models=None, rows=None, tls=None):
         self.models = models if models is not None else {"data": []}
         self.rows = rows if rows is not None else []
         self.feed_status = 200
         self.feed_requests = []
         self.exchanges = []
+        self.refuse_bodies = False
+        self.bodies_refused = []
         self.connections = 0
+        self._tls = None
+        if tls is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(tls)
         self._scripts = {}
         self._default = complete(b'{"object":"chat.completion"}')
         self._arrived = threading.Condition()
@@ -107,7 +118,7 @@ class Upstream:
         self._busy = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self):
@@ -159,8 +170,17 @@ class Upstream:
                              daemon=True).start()
 
     def _serve(self, sock, number):
-        self._open.add(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            try:
+                sock = self._tls.wrap_socket(sock, server_side=True)
+            except OSError:
+                sock.close()
+                return
+        self._open.add(sock)
+        if self.refuse_bodies:
+            self._refuse_body(sock)
+            return
         turn, exchange, reader = 0, None, sock.makefile("rb")
         try:
             while (request := _read_request(reader)) is not None:
@@ -181,6 +201,17 @@ class Upstream:
             self._busy.discard(sock)
             sock.close()
             reader.close()
+
+    def _refuse_body(self, sock):
+        closed = threading.Event()
+        # The head is left in the socket as well: nothing is read, the peer's end is polled for.
+        poll = select.poll()
+        poll.register(sock, select.POLLRDHUP)
+        self.bodies_refused.append(closed)
+        if poll.poll(DEADLINE_S * 1000):
+            closed.set()
+        self._open.discard(sock)
+        sock.close()
 
     def _answer(self, exchange):
         feeds = {"/v1/models": self.models, "/chutes/utilization": self.rows}

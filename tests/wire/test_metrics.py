@@ -6,7 +6,6 @@ import signal
 import socket
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.feeds import models_feed, utilization_row
 from tests.support.router import Router, read_until
@@ -14,15 +13,6 @@ from tests.support.upstream import Upstream, complete, headers_then_end, reset_a
 
 FEED = {"models": models_feed(["a", "b", "c"]), "rows": [
     utilization_row("a", active=9), utilization_row("b", active=5), utilization_row("c", active=0)]}
-
-
-def scraped(router):
-    """Return name and labels -> value of every sample."""
-    answer = router.get("/metrics")
-    assert answer.status == 200 and answer.value("Content-Type").startswith("text/plain")
-    return {(sample.name.removeprefix("chutes_autopilot_"), *sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(answer.body.decode())
-            for sample in family.samples}
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +29,15 @@ def test_counts_are_the_sum_over_all_workers_whichever_answers(metered):
     upstream.on("b:down", reset_at_once)
     upstream.on("b:empty", headers_then_end)
     upstream.on("b:busy", complete(b"slow down", status=429))
-    before = scraped(router)
+    before = router.metrics()
     for _ in range(30):
         assert router.chat("a").status == 200
     upstream.drop_idle()
     for model in ("b:down,b:empty,a", "b:down", "b:busy", "unknown"):
         router.chat(model, headers={"Authorization": f"Bearer {model}"})
     for _ in range(6):
-        after = scraped(router)
-        risen = {key: after[key] - before.get(key, 0) for key in after
-                 if key[0].endswith("_total") and after[key] != before.get(key, 0)
-                 and key[0] != "resends_total"}
+        risen = router.counted_since(before)
+        risen.pop(("resends_total",), None)
         assert risen == {
             ("requests_total", "200"): 31, ("requests_total", "502"): 1,
             ("requests_total", "429"): 1, ("requests_total", "400"): 1,
@@ -61,7 +49,7 @@ def test_counts_are_the_sum_over_all_workers_whichever_answers(metered):
 def test_gauges_show_the_worst_worker(metered):
     """001-R13"""
     router, _ = metered
-    metrics = scraped(router)
+    metrics = router.metrics()
     assert (metrics["ready_candidates",], metrics["ready_allowlist_size",]) == (2, 3)
     assert 0 <= metrics["ready_snapshot_age_ms",] < 60_000
     assert 0 <= metrics["ready_allowlist_age_ms",] < 60_000
@@ -73,7 +61,7 @@ def test_a_missing_feed_is_minus_one():
     with Upstream() as upstream:
         upstream.feed_status = 500
         with Router(upstream.url) as router:
-            metrics = scraped(router)
+            metrics = router.metrics()
     assert metrics["ready_snapshot_age_ms",] == metrics["ready_allowlist_age_ms",] == -1
     assert metrics["ready_candidates",] == metrics["ready_allowlist_size",] == 0
 
@@ -91,11 +79,11 @@ def test_counts_survive_a_killed_worker_and_its_requests_are_no_longer_active():
             client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
                            b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
             read_until(client, b"first")
-            assert scraped(router)["requests_active",] == 1
+            assert router.metrics()["requests_active",] == 1
             [ready] = router.wait_for_lines(lambda line: line["message"] == "worker ready")
             os.kill(ready["pid"], signal.SIGKILL)
             router.wait_for_lines(lambda line: line["message"] == "worker ready", 2)
-        metrics = scraped(router)
+        metrics = router.metrics()
         assert metrics["requests_active",] == 0
         assert metrics["requests_total", "200"] == 1
         assert router.stop() == 0

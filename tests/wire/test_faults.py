@@ -1,0 +1,668 @@
+"""Every fault of the table in specs/006, on real sockets, and the same oracle after each.
+
+A case belongs to a row of the table (its name begins with the row's id); `tests/test_docs.py`
+holds the two together.
+"""
+
+import dataclasses
+import json
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+import trustme
+
+from tests.support.feeds import models_feed, public_names, utilization_feed
+from tests.support.router import Router, free_port, read_until
+from tests.support.upstream import (Upstream, close_at_once, complete, drip, headers_then_end,
+                                    headers_then_stall, pieces, raw, reset_at_once, sse, stall)
+from tests.wire.conftest import LISTED, SHORT
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = ("Transfer-Encoding", "chunked")
+EVENTS = ("Content-Type", "text/event-stream")
+CONNECT = ("upstream_connect_error", 502)
+HEADER_TIMEOUT = ("upstream_header_timeout", 504)
+FIRST_TIMEOUT = ("upstream_first_body_byte_timeout", 504)
+FIRST_ERROR = ("upstream_first_body_byte_error", 502)
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    with Upstream(models=models_feed([LISTED, *public_names()]),
+                  rows=utilization_feed()) as server:
+        server.otherwise(echo_nonce)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def router(upstream):
+    # The feeds are fetched once: their connections must not come and go while others are counted.
+    calm = {"MODELS_REFRESH_MS": "3600000", "UTILIZATION_REFRESH_MS": "3600000",
+            "READYZ_MAX_SNAPSHOT_AGE_MS": "3600000", "MAX_REQUEST_BYTES": "20000000"}
+    with Router(upstream.url, **SHORT | calm) as process:
+        process.wait_until_fed()
+        yield process
+
+
+def echo_nonce(exchange):
+    """Answer with what only this request can know."""
+    complete(json.loads(exchange.body)["nonce"].encode())(exchange)
+
+
+class Oracle:
+    """What must hold after any fault."""
+
+    def __init__(self, router, upstream, model):
+        self._router, self._upstream, self._model = router, upstream, model
+        upstream.drop_idle()
+        self._own_answer(router.connect())
+        self._before = self._settled()
+        self.counted = router.metrics()
+
+    def _own_answer(self, connection):
+        nonce = self._model()
+        body = json.dumps({"model": nonce, "nonce": nonce}).encode()
+        connection.request("POST", "/v1/chat/completions", body)
+        assert connection.getresponse().read() == nonce.encode()
+        connection.close()
+
+    def _settled(self):
+        [report] = self._router.probe()
+        return report["descriptors"], report["greenlets"]
+
+    def holds(self, counted):
+        """Check that the counters rose by `counted`, that every next request gets its own
+        answer on whichever connection, and that nothing is left behind."""
+        risen = {key: rise for key, rise in self._router.counted_since(self.counted).items()
+                 if key[0] not in ("requests_total", "selection_total")}
+        assert risen == counted
+        for _ in range(3):
+            self._own_answer(self._router.connect())
+        for _ in range(200):
+            settled = self._settled()
+            if settled <= self._before:
+                return
+        assert settled <= self._before, f"{self._before} before, {settled} after"
+
+
+@pytest.fixture
+def oracle(router, upstream, model):
+    return Oracle(router, upstream, model)
+
+
+def ask(router, models, headers=None, **body):
+    return router.chat(models, headers=headers, **body)
+
+
+# -- before commit ---------------------------------------------------------------------------
+
+
+def then(first, second):
+    """Do one thing after the other."""
+    def script(exchange):
+        first(exchange)
+        second(exchange)
+    return script
+
+
+def head(*fields, status=200):
+    return lambda exchange: exchange.head(status, *fields)
+
+
+def end(how):
+    return lambda exchange: getattr(exchange, how)()
+
+
+def framed(framing, body=b"ok"):
+    return raw(OK + framing + b"\r\n" + body)
+
+
+BEFORE_COMMIT = {
+    "F4 reset before headers": (reset_at_once, CONNECT),
+    "F4 close before headers": (close_at_once, CONNECT),
+    "F4 close within headers": (raw(OK + b"Content-Le", "close"), CONNECT),
+    "F4 reset within headers": (raw(OK + b"Content-Le", "reset"), CONNECT),
+    "F5 no HTTP": (raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "close"), CONNECT),
+    "F5 another HTTP": (raw(b"HTTP/2 200\r\n\r\n", "close"), CONNECT),
+    "F5 endless head": (raw(OK + b"X: " + b"y" * 70000, "until_closed"), CONNECT),
+    "F5 field without colon": (framed(b"what\r\nContent-Length: 2\r\n"), CONNECT),
+    "F5 folded field": (framed(b"A: b\r\n c\r\nContent-Length: 2\r\n"), CONNECT),
+    "F5 control in field": (framed(b"A: \x00\r\nContent-Length: 2\r\n"), CONNECT),
+    "F5 bare CR in field": (framed(b"A: b\rX: c\r\nContent-Length: 2\r\n"), CONNECT),
+    "F5 length not a number": (framed(b"Content-Length: 2x\r\n"), CONNECT),
+    "F5 negative length": (framed(b"Content-Length: -2\r\n"), CONNECT),
+    "F5 two lengths": (framed(b"Content-Length: 2\r\nContent-Length: 3\r\n"), CONNECT),
+    "F5 length list": (framed(b"Content-Length: 2, 2\r\n"), CONNECT),
+    "F5 length and chunked": (framed(
+        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", b"2\r\nok\r\n0\r\n\r\n"), CONNECT),
+    "F5 unknown coding": (framed(b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"), CONNECT),
+    "F5 repeated coding": (framed(b"Transfer-Encoding: chunked\r\n" * 2, b"0\r\n\r\n"), CONNECT),
+    "F5 chunked in HTTP/1.0": (raw(
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), CONNECT),
+    "F5 protocol switch": (raw(b"HTTP/1.1 101 Go\r\nUpgrade: x\r\n\r\n", "until_closed"), CONNECT),
+    "F6 no headers in time": (stall, HEADER_TIMEOUT),
+    "F6 dripped headers": (drip(OK + b"X-Slow: " + b"y" * 500, 0.05), HEADER_TIMEOUT),
+    "F6 only interim": (raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", "until_closed"),
+                        HEADER_TIMEOUT),
+    "F9 no body byte in time": (headers_then_stall, FIRST_TIMEOUT),
+    "F9 dripped chunk size": (
+        then(head(CHUNKED), drip(b"0" * 16 + b";" + b"x" * 500, 0.05)), FIRST_TIMEOUT),
+    "F10 chunked, no chunk": (headers_then_end, FIRST_ERROR),
+    "F10 length 0": (complete(b""), FIRST_ERROR),
+    "F10 204": (raw(b"HTTP/1.1 204 No Content\r\n\r\n"), FIRST_ERROR),
+    "F10 until close, no byte": (complete(b"", "close"), FIRST_ERROR),
+    "F10 length, reset": (then(head(("Content-Length", 5)), end("reset")), FIRST_ERROR),
+    "F10 length, closed": (then(head(("Content-Length", 5)), end("close")), FIRST_ERROR),
+    "F10 chunked, closed": (then(head(CHUNKED), end("close")), FIRST_ERROR),
+    "F10 bad first chunk": (
+        raw(OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n"), FIRST_ERROR),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_COMMIT)
+def test_a_fault_before_the_first_byte_leads_to_the_next_candidate(
+        router, upstream, model, oracle, case):
+    """002-R11, 002-R12, 006-W2, 006-W5, 006-W8, 006-W13"""
+    script, (reason, _) = BEFORE_COMMIT[case]
+    bad, good, spare = model(), model(), model()
+    upstream.drop_idle()  # on a stale connection it would be another fault
+    upstream.on(bad, script)
+    upstream.on(good, pieces([b"data: good\n\n"]))
+    answer = ask(router, f"{bad},{good},{spare}", {"X-Request-Id": bad})
+    assert (answer.status, answer.body, answer.ended) == (200, b"data: good\n\n", "complete")
+    assert answer.value("x-chutes-autopilot-selected") == good
+    assert upstream.seen(bad)[0].closed.wait(5)
+    assert len(upstream.seen(bad)) == 1 and not upstream.seen(spare)
+    outcomes = [attempt["outcome"] for attempt in router.record(bad)["attempts"]]
+    assert outcomes == [reason, "200"]
+    oracle.holds({("failover_reason_total", reason): 1})
+
+
+@pytest.mark.parametrize("case", BEFORE_COMMIT)
+def test_a_fault_of_the_last_candidate_before_the_first_byte_is_the_answer(
+        router, upstream, model, oracle, case):
+    """002-R12, 002-R21, 006-W13"""
+    script, (code, status) = BEFORE_COMMIT[case]
+    name = model()
+    upstream.drop_idle()
+    upstream.on(name, script)
+    answer = ask(router, name)
+    assert (answer.status, answer.ended) == (status, "complete")
+    assert answer.error == {"message": answer.error["message"], "type": "server_error",
+                            "param": None, "code": code}
+    assert len(upstream.seen(name)) == 1
+    assert upstream.seen(name)[0].closed.wait(5)
+    oracle.holds({("failover_reason_total", code): 1})
+
+
+def test_F8_a_503_is_a_fault_and_the_last_one_is_passed_on(router, upstream, model, oracle):
+    """002-R12, 006-W13"""
+    first, second = model(), model()
+    for name in (first, second):
+        upstream.on(name, complete(name.encode(), status=503))
+    answer = ask(router, f"{first},{second}")
+    assert (answer.status, answer.body) == (503, second.encode())
+    assert upstream.seen(first)[0].closed.wait(5)
+    oracle.holds({("failover_reason_total", "upstream_503"): 2})
+
+
+def test_F7_a_request_the_upstream_does_not_take_is_bounded_by_the_header_deadline(
+        router, upstream, model, oracle):
+    """002-R13, 006-W2, 006-W13"""
+    # Whoever reads no further than the head: the rest of the body fills the socket buffers.
+    with Upstream() as deaf:
+        deaf.refuse_bodies = True
+        with Router(upstream.url, BACKEND_BASE_URL=deaf.url,
+                    **SHORT | {"MAX_REQUEST_BYTES": "20000000"}) as alone:
+            alone.wait_until_fed()
+            answer = ask(alone, LISTED, padding="x" * 15_000_000)
+            assert answer.error["code"] == "upstream_header_timeout"
+            assert deaf.bodies_refused[0].wait(5)
+
+
+# -- connecting ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Unreachable:
+    """A place that takes no connections, in one way or another."""
+
+    url: str
+    close: Callable[[], None] = lambda: None
+
+
+def full_listener():
+    """Listen with a queue that is full: the kernel answers no further connect."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    waiting = [socket.socket() for _ in range(4)]
+    for sock in waiting:
+        sock.setblocking(False)
+        sock.connect_ex(listener.getsockname())
+
+    def close():
+        for sock in (*waiting, listener):
+            sock.close()
+    return Unreachable(f"http://127.0.0.1:{listener.getsockname()[1]}", close)
+
+
+def not_tls():
+    """Answer a TLS handshake with something else."""
+    server = Upstream()
+    server.__enter__()
+    return Unreachable(server.url.replace("http:", "https:"), lambda: server.__exit__())
+
+
+def silent_tls():
+    """Accept and never shake hands."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=16)
+    return Unreachable(f"https://127.0.0.1:{listener.getsockname()[1]}", listener.close)
+
+
+CONNECTING = {
+    "F1 refused": lambda: Unreachable(f"http://127.0.0.1:{free_port()}"),
+    "F1 no such name": lambda: Unreachable("http://backend.invalid"),
+    "F2 connect hangs": full_listener,
+    "F2 slow name": lambda: Unreachable("http://slow.invalid"),
+    "F2 handshake hangs": silent_tls,
+    "F3 no TLS there": not_tls,
+}
+
+
+@pytest.mark.parametrize("case", CONNECTING)
+def test_an_upstream_that_cannot_be_reached_is_a_connect_error(upstream, case):
+    """002-R12, 006-W2, 006-W13"""
+    place = CONNECTING[case]()
+    try:
+        with Router(upstream.url, BACKEND_BASE_URL=place.url,
+                    **SHORT | {"UPSTREAM_HEADER_TIMEOUT_MS": "60000"}) as alone:
+            alone.wait_until_fed()
+            answer = ask(alone, f"{LISTED},{public_names()[0]}")
+            assert (answer.status, answer.error["code"]) == (502, "upstream_connect_error")
+            assert alone.metrics()["failover_reason_total", "upstream_connect_error"] == 2
+    finally:
+        place.close()
+
+
+def test_a_certificate_nobody_vouches_for_is_a_connect_error_and_a_known_one_is_not(
+        upstream, tmp_path, certificate):
+    """002-R10, 002-R12"""
+    with Upstream(tls=certificate) as secure:
+        settings = {"BACKEND_BASE_URL": secure.url.replace("127.0.0.1", "localhost")}
+        with Router(upstream.url, **settings) as wary:
+            assert ask(wary, LISTED).error["code"] == "upstream_connect_error"
+        with Router(upstream.url, **settings, REQUESTS_CA_BUNDLE=certificate) as trusting:
+            for _ in range(3):
+                assert ask(trusting, LISTED).status == 200
+        assert len(secure.seen(LISTED)) == 3
+
+
+# -- the pool --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["close", "reset"])
+def test_F11_a_connection_gone_stale_in_the_pool_is_no_failed_candidate(
+        router, upstream, model, oracle, ending):
+    """002-R14, 006-W6, 006-W13"""
+    def answer_then_end_on_the_next_request(exchange):
+        complete(b"{}")(exchange) if exchange.turn == 1 else getattr(exchange, ending)()
+
+    name = model()
+    upstream.on(name, answer_then_end_on_the_next_request)
+    upstream.drop_idle()
+    assert ask(router, name).status == 200
+    answer = ask(router, name, {"X-Request-Id": name})
+    assert answer.status == 200
+    assert [exchange.turn for exchange in upstream.seen(name)] == [1, 2, 1]
+    record = router.record(name)
+    assert [attempt["outcome"] for attempt in record["attempts"]] == ["200"]
+    assert record["resent"] is True
+    oracle.holds({("resends_total",): 1})
+
+
+def test_F21_interim_responses_are_skipped_and_given_to_nobody(router, upstream, model, oracle):
+    """006-W7, 006-W13"""
+    name = model()
+    upstream.on(name, raw(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+        b"HTTP/1.1 103 Early Hints\r\nLink: </of-another>\r\nContent-Length: 4\r\n\r\n"
+        + OK + b"Content-Length: 5\r\nX-Nonce: mine\r\n\r\nfinal"))
+    for _ in range(3):
+        answer = ask(router, name)
+        assert (answer.status, answer.body, answer.value("X-Nonce")) == (200, b"final", "mine")
+        assert answer.value("Link") is None
+    oracle.holds({})
+
+
+@pytest.mark.parametrize("surplus", [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers", b"x", b"\r\n"])
+@pytest.mark.parametrize("framing, body", [
+    (b"Content-Length: 4\r\n", b"mine"), (b"Transfer-Encoding: chunked\r\n",
+                                          b"4\r\nmine\r\n0\r\n\r\n")])
+def test_F22_bytes_behind_a_response_are_nobodys(
+        router, upstream, model, oracle, framing, body, surplus):
+    """006-W9, 006-W13"""
+    name = model()
+    upstream.on(name, framed(framing, body + surplus))
+    for _ in range(4):
+        answer = ask(router, name)
+        assert (answer.body, answer.ended) == (b"mine", "complete")
+    assert len({exchange.number for exchange in upstream.seen(name)}) == 4
+    oracle.holds({})
+
+
+def test_F22_bytes_that_come_late_make_the_idle_connection_useless(
+        router, upstream, model, oracle):
+    """006-W9, 006-W13"""
+    name, sent = model(), threading.Event()
+
+    def answer_and_then_some(exchange):
+        complete(b"mine")(exchange)
+        if exchange.turn == 1 and not sent.is_set():
+            exchange.send(OK + b"Content-Length: 6\r\n\r\nothers")
+            sent.set()
+
+    upstream.on(name, answer_and_then_some)
+    upstream.drop_idle()
+    assert ask(router, name).body == b"mine"
+    assert sent.wait(5)
+    assert ask(router, name).body == b"mine"
+    oracle.holds({})
+
+
+# -- after commit ----------------------------------------------------------------------------
+
+AFTER_COMMIT = {
+    "F12 chunked, reset": ([CHUNKED], b"5\r\nfirst\r\n", "reset", "reset"),
+    "F12 length, reset": ([("Content-Length", "10")], b"first", "reset", "reset"),
+    "F12 until close, reset": ([], b"first", "reset", "reset"),
+    "F13 chunked, closed between chunks": ([CHUNKED], b"5\r\nfirst\r\n", "close", "short"),
+    "F13 chunked, closed within a chunk": ([CHUNKED], b"a\r\nfirst", "close", "short"),
+    "F13 chunked, closed before the last CRLF": (
+        [CHUNKED], b"5\r\nfirst\r\n0\r\n", "close", "short"),
+    "F13 length, closed": ([("Content-Length", "10")], b"first", "close", "short"),
+    "F14 bad size": ([CHUNKED], b"5\r\nfirst\r\n-1\r\n", "until_closed", "bad_framing"),
+    "F14 chunk too long": ([CHUNKED], b"5\r\nfirstX\r\n", "until_closed", "bad_framing"),
+    "F14 endless size": (
+        [CHUNKED], b"5\r\nfirst\r\n1;" + b"x" * 5000, "until_closed", "bad_framing"),
+    "F15 chunked, silence": ([CHUNKED], b"5\r\nfirst\r\n", "until_closed", "silence"),
+    "F15 length, silence": ([("Content-Length", "10")], b"first", "until_closed", "silence"),
+    "F15 until close, silence": ([], b"first", "until_closed", "silence"),
+}
+
+
+def request_bytes(name, model, version=b"1.1", **body):
+    data = json.dumps({"model": model, "stream": True, **body}).encode()
+    return (b"POST /v1/chat/completions HTTP/%s\r\nHost: x\r\nX-Request-Id: %s\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (version, name.encode(), len(data), data))
+
+
+@pytest.mark.parametrize("case", AFTER_COMMIT)
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_an_answer_that_breaks_off_never_looks_complete(
+        router, upstream, model, oracle, case, version):
+    """006-W4, 006-W10, 006-W13, 002-R16, 002-R20"""
+    fields, data, ending, cause = AFTER_COMMIT[case]
+    name, spare, first_here = model(), model(), threading.Event()
+
+    def break_off(exchange):
+        exchange.head(200, *fields)
+        exchange.send(data)
+        # Not before: a reset would take bytes in flight with it.
+        assert ending == "until_closed" or first_here.wait(5)
+        getattr(exchange, ending)()
+
+    upstream.on(name, break_off)
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.sendall(request_bytes(name, f"{name},{spare}", version))
+        received, reset = read_until(client, b"first"), False
+        first_here.set()
+        try:
+            while more := client.recv(65536):
+                received += more
+        except ConnectionResetError:
+            reset = True
+    answer_head, _, body = received.partition(b"\r\n\r\n")
+    assert answer_head.startswith(b"HTTP/%s 200 " % version)
+    if b"Content-Length: 10" in answer_head:
+        assert body == b"first"
+    elif version == b"1.1":
+        assert body == b"5\r\nfirst\r\n"
+    else:
+        assert body == b"first" and reset
+    assert not upstream.seen(spare)
+    record = router.record(name)
+    assert (record["ended"], record["cut_cause"]) == ("cut_by_upstream", cause)
+    assert upstream.seen(name)[0].closed.wait(5)
+    oracle.holds({("cuts_total", cause): 1})
+
+
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+@pytest.mark.parametrize("parts, unfinished", [
+    (sse([{"n": 1}], done=False), True), (sse([{"n": 1}]), False),
+    ([b"data: 1\n\n", b'{"detail":"exhausted"}'], True), ([b"data: [DO", b"NE]\n\n"], False),
+    ([bytes([byte]) for byte in b"data: [DONE]\n\n"], False)])
+def test_F16_an_event_stream_without_its_done_is_counted_and_passes_unchanged(
+        router, upstream, model, oracle, framing, parts, unfinished):
+    """006-W14, 006-W13"""
+    name = model()
+    upstream.on(name, pieces(parts, framing, fields=[EVENTS]))
+    answer = ask(router, name, {"X-Request-Id": name})
+    assert (answer.body, answer.ended) == (b"".join(parts), "complete")
+    record = router.record(name)
+    assert (record["ended"], record["unfinished"]) == ("complete", unfinished)
+    oracle.holds({("unfinished_streams_total",): 1} if unfinished else {})
+
+
+# -- the client ------------------------------------------------------------------------------
+
+
+def forever(exchange):
+    """Stream until the router goes away."""
+    exchange.head(200, CHUNKED)
+    exchange.keep_open = False
+    pace = threading.Event()
+    try:
+        exchange.chunk(b"first")
+        while not pace.wait(0.005):
+            exchange.chunk(b"x" * 100)
+    except OSError:
+        exchange.mark_closed()
+
+
+LEAVING = {
+    "F17 waiting for headers": (stall, False),
+    "F17 waiting for the first byte": (headers_then_stall, False),
+    "F18 streaming": (forever, True),
+    "F18 streaming, the upstream silent": (
+        then(head(CHUNKED), then(lambda exchange: exchange.chunk(b"first"), end("until_closed"))),
+        True),
+    "F18 another status, the upstream silent": (
+        then(head(("Content-Length", 10), status=500),
+             then(lambda exchange: exchange.send(b"first"), end("until_closed"))), True),
+}
+
+
+@pytest.mark.parametrize("case", LEAVING)
+@pytest.mark.parametrize("how", ["close", "reset", "with a request ahead", "half-close"])
+def test_a_client_that_leaves_takes_the_upstream_connection_with_it(
+        router, upstream, model, oracle, case, how):
+    """006-W1, 006-W13, 002-R19"""
+    script, committed = LEAVING[case]
+    name, spare = model(), model()
+    upstream.on(name, script)
+    request = request_bytes(name, f"{name},{spare}", stream=False)
+    client = socket.create_connection(("127.0.0.1", router.port), 10)
+    client.sendall(request * (1 + (how == "with a request ahead")))
+    exchange = upstream.wait_for(name)
+    if committed:
+        read_until(client, b"first")
+    if how == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.shutdown(socket.SHUT_WR) if how == "half-close" else client.close()
+    # Well before any deadline of the router's own, the shortest being 0.6 s.
+    assert exchange.closed.wait(0.5)
+    record = router.record(name)
+    assert record["ended"] == "client_gone"
+    assert record["status"] == (499 if not committed else 500 if "another" in case else 200)
+    assert not upstream.seen(spare) and len(upstream.seen(name)) == 1
+    client.close()
+    oracle.holds({("client_gone_total",): 1})
+
+
+@pytest.mark.parametrize("case", ["F17 connecting", "F17 shaking hands"])
+def test_a_client_that_leaves_while_the_upstream_is_being_connected(upstream, case):
+    """006-W1, 006-W13"""
+    place = full_listener() if case == "F17 connecting" else silent_tls()
+    patient = {"UPSTREAM_CONNECT_TIMEOUT_MS": "60000", "UPSTREAM_HEADER_TIMEOUT_MS": "60000"}
+    try:
+        with Router(upstream.url, BACKEND_BASE_URL=place.url, **SHORT | patient) as alone:
+            alone.wait_until_fed()
+            with socket.create_connection(("127.0.0.1", alone.port), 10) as client:
+                client.sendall(request_bytes("leaving", f"{LISTED},{public_names()[0]}"))
+                while not alone.metrics()["requests_active",]:
+                    pass
+            record = alone.record("leaving")
+            assert (record["ended"], record["status"], record["attempts"]) == (
+                "client_gone", 499, [])
+            assert "failover_reason_total" not in {key[0] for key in alone.metrics()}
+    finally:
+        place.close()
+
+
+def test_F17_a_client_that_leaves_while_its_request_is_being_sent(upstream):
+    """006-W1, 006-W13"""
+    with Upstream() as deaf:
+        deaf.refuse_bodies = True
+        with Router(upstream.url, BACKEND_BASE_URL=deaf.url, **SHORT | {
+                "UPSTREAM_HEADER_TIMEOUT_MS": "60000", "MAX_REQUEST_BYTES": "20000000"}) as alone:
+            alone.wait_until_fed()
+            with socket.create_connection(("127.0.0.1", alone.port), 10) as client:
+                client.sendall(request_bytes("leaving", LISTED, padding="x" * 15_000_000))
+                while not deaf.bodies_refused:
+                    pass
+            assert alone.record("leaving")["ended"] == "client_gone"
+            assert deaf.bodies_refused[0].wait(5)
+
+
+def test_F19_a_client_that_stops_reading_is_dropped_and_the_upstream_with_it(
+        router, upstream, model, oracle):
+    """006-W3, 006-W13"""
+    name, sent = model(), []
+
+    def endless(exchange):
+        exchange.head(200, CHUNKED)
+        exchange.keep_open = False
+        try:
+            for _ in range(10_000):
+                exchange.chunk(b"x" * 10_000)
+                sent.append(10_000)
+        except OSError:
+            exchange.mark_closed()
+
+    upstream.on(name, endless)
+    [before] = router.probe()
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.sendall(request_bytes(name, name))
+        exchange = upstream.wait_for(name)
+        assert not exchange.closed.wait(0.5)
+        [during] = router.probe()
+        assert exchange.closed.wait(8)
+        record = router.record(name)
+    assert record["ended"] == "client_gone" and record["bytes"] <= sum(sent)
+    # The upstream was held back: what it sent beyond the relayed is in kernel buffers.
+    assert sum(sent) < 30_000_000
+    assert during["resident"] - before["resident"] < 4_000_000
+    oracle.holds({("client_gone_total",): 1})
+    assert "Traceback" not in json.dumps(router.lines)
+
+
+def test_F20_a_slow_reader_gets_everything(router, upstream, model, oracle):
+    """006-W3, 006-W13"""
+    name, body = model(), bytes(range(250)) * 16_000
+    upstream.on(name, complete(body))
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.sendall(request_bytes(name, name))
+        pace, received = threading.Event(), read_until(client, b"\r\n\r\n")
+        while len(received.partition(b"\r\n\r\n")[2]) < len(body):
+            received += client.recv(16384)
+            # Longer in all than the write timeout, which bounds each wait and not their sum.
+            pace.wait(0.008)
+    assert received.partition(b"\r\n\r\n")[2] == body
+    assert router.record(name)["ended"] == "complete"
+    oracle.holds({})
+
+
+HALF_A_BODY = (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: %s\r\n"
+               b"Content-Length: 100\r\n\r\n{\"model\":")
+
+
+@pytest.mark.parametrize("case", ["F23 late", "F23 too large", "F23 broken", "F23 died"])
+def test_a_body_that_does_not_arrive_whole_reaches_nobody(router, upstream, model, oracle, case):
+    """006-W12, 006-W13, 002-R1"""
+    name, before = model(), len(upstream.exchanges)
+    half = HALF_A_BODY % name.encode()
+    data, code, status = {
+        "F23 late": (half, "request_timeout", 408),
+        "F23 too large": (half.replace(b"100", b"99999999"), "request_too_large", 413),
+        "F23 broken": (half.replace(b"Content-Length: 100", CHUNKED_FIELD) + b"\r\n",
+                       "invalid_body", 400),
+        "F23 died": (half, "invalid_body", 400)}[case]
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.sendall(data)
+        if case == "F23 died":
+            client.shutdown(socket.SHUT_WR)
+        answer = read_until(client, b"}}")
+    assert answer.startswith(b"HTTP/1.1 %d " % status) and code.encode() in answer
+    record = router.record(name)
+    assert (record["ended"], record["code"], record["attempts"]) == ("refused", code, [])
+    assert len(upstream.exchanges) == before
+    oracle.holds({})
+
+
+CHUNKED_FIELD = b"Transfer-Encoding: chunked"
+ATTACKS = {
+    "F24 length and chunked": b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "F24 chunked and length": b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    "F24 two lengths": b"Content-Length: 0\r\nContent-Length: 44\r\n\r\n",
+    "F24 signed length": b"Content-Length: +0\r\n\r\n",
+    "F24 length in letters": b"Content-Length: 0x0\r\n\r\n",
+    "F24 length list": b"Content-Length: 0, 0\r\n\r\n",
+    "F24 hidden coding": b"Transfer-Encoding: xchunked\r\n\r\n",
+    "F24 coding with a vertical tab": b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n",
+    "F24 two codings": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "F24 identity": b"Transfer-Encoding: identity\r\n\r\n",
+    "F24 space before colon": b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "F24 folded coding": b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "F24 bare LF": b"A: b\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "F24 bare CR": b"A: b\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "F24 NUL": b"A: b\x00\r\n\r\n",
+    "F24 two hosts": b"Host: y\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", ATTACKS)
+def test_a_request_that_can_be_read_two_ways_is_refused_with_all_that_follows(
+        router, upstream, oracle, case):
+    """006-W11, 006-W13, 002-R21"""
+    before = len(upstream.exchanges)
+    smuggled = request_bytes("smuggled", LISTED, nonce="smuggled")
+    answer = router.exchange(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n" + ATTACKS[case] + smuggled)
+    assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 4")
+    assert b'"code": "bad_request"' in answer and b"Connection: close" in answer
+    assert len(upstream.exchanges) == before
+    oracle.holds({})
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Return the path of a self-signed certificate for localhost, with its key."""
+    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    path.write_bytes(issued.private_key_pem.bytes() + b"".join(
+        blob.bytes() for blob in issued.cert_chain_pems) + authority.cert_pem.bytes())
+    return str(path)
