@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint
+.PHONY: run demo test lint soak
 
 # Start the router for real: configured by the environment, against the real backend.
 run: .venv/run
@@ -15,6 +15,10 @@ demo: .venv/run
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Thousands of aborted streams and slow clients; some minutes. Needs slowhttptest from Debian.
+soak: .venv/dev
+	$(BIN)/python -m tests.bench.soak
 
 lint: .venv/dev
 	$(BIN)/flake8

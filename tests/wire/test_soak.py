@@ -1,0 +1,14 @@
+"""A short soak; `make soak` runs the long one with slowhttptest beside it."""
+
+import asyncio
+
+from tests.bench.soak import soak
+
+
+def test_hundreds_of_streams_aborted_by_either_side_lose_and_leave_nothing():
+    """006-W13"""
+    lines = []
+    tally = asyncio.run(soak(900, attack_s=0, report=lines.append))
+    assert not tally.bad, "\n".join(lines)
+    assert tally.left == 300 and tally.complete + tally.cut + tally.errors == 600
+    assert min(tally.complete, tally.cut, tally.errors) > 20
