@@ -22,8 +22,6 @@ _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>[0-9]{1,5})")
-# Beyond a century of milliseconds a number is a slip of the hand, not a setting.
-_LARGEST = 10**12
 
 
 class ConfigError(Exception):
@@ -38,11 +36,15 @@ class TrustedPeers:
     unix: bool = False
 
 
-def _whole_number(least: int) -> Callable[[str], int]:
+def _whole_number(least: int, most: int = 10**12) -> Callable[[str], int]:
+    expected = f"a whole number of at least {least}"
+    if most != 10**12:
+        expected += f" and at most {most}"
+
     def parse(text: str) -> int:
         # int() would also take "1_000", " 5 " and digits of other scripts.
-        if not re.fullmatch(r"[0-9]{1,13}", text) or not least <= int(text) <= _LARGEST:
-            raise ValidationError(f"a whole number of at least {least}")
+        if not re.fullmatch(r"[0-9]{1,13}", text) or not least <= int(text) <= most:
+            raise ValidationError(expected)
         return int(text)
 
     return parse
@@ -78,10 +80,36 @@ def _url(text: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    parts = urlsplit(_url(text))
-    if parts.query or parts.fragment:
+    if "?" in _url(text) or "#" in text:
         raise ValidationError("a URL without query and fragment")
     return text.rstrip("/")
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Not shown: it may be a secret.
+        raise ValidationError("text in UTF-8") from None
+    return text
+
+
+def _proxy(text: str) -> str:
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        usable = not text or (parts.scheme in ("http", "https") and parts.hostname
+                              and parts.port != 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValidationError("an http or https URL")
+    return text
+
+
+def _existing_path(text: str) -> str:
+    if text and not os.path.exists(text):
+        raise ValidationError("the path of a file or directory that exists")
+    return text
 
 
 def _trusted_peers(text: str) -> TrustedPeers:
@@ -144,7 +172,7 @@ class Config:
         "STICKY_MAX_ENTRIES", _whole_number(0), "10000",
         "how many clients are remembered; 0 is off")
     sticky_hash_secret: str = _option(
-        "STICKY_HASH_SECRET", str, "",
+        "STICKY_HASH_SECRET", _text, "",
         "key of the digests that stand for clients; empty: random at start", secret=True)
     trust_proxy_headers: bool = _option(
         "TRUST_PROXY_HEADERS", _boolean, "false",
@@ -182,11 +210,20 @@ class Config:
     client_write_timeout_ms: int = _option(
         "CLIENT_WRITE_TIMEOUT_MS", _whole_number(1), "60000",
         "a client that takes no byte for this long is dropped, ms")
+    https_proxy: str = _option(
+        "HTTPS_PROXY", _proxy, "",
+        "proxy for calls to https URLs; read once, at start")
+    no_proxy: str = _option(
+        "NO_PROXY", _text, "",
+        "hosts that are called without the proxy; read once, at start")
+    ca_bundle: str = _option(
+        "REQUESTS_CA_BUNDLE", _existing_path, "",
+        "CA certificates trusted for calls to https URLs; read once, at start")
     web_concurrency: int = _option(
-        "WEB_CONCURRENCY", _whole_number(1), "2",
+        "WEB_CONCURRENCY", _whole_number(1, 1000), "2",
         "worker processes")
     worker_connections: int = _option(
-        "WORKER_CONNECTIONS", _whole_number(1), "2000",
+        "WORKER_CONNECTIONS", _whole_number(1, 100_000), "2000",
         "client connections per worker")
     graceful_timeout_secs: int = _option(
         "GRACEFUL_TIMEOUT_SECS", _whole_number(1), "120",
@@ -202,7 +239,7 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, TrustedPeers):
                 value = " ".join([*map(str, value.networks), *["unix"] * value.unix])
-            if field.metadata["secret"] and value:
+            if value and (field.metadata["secret"] or "@" in str(value)):
                 value = "****"
             shown[field.metadata["name"]] = str(value)
         return shown
@@ -229,11 +266,12 @@ def load_config() -> Config:
     except EnvValidationError as error:
         expected = dict(error.error_messages)  # type: ignore[arg-type]
         raise ConfigError("\n".join(
-            f"{name}: got {_shown(os.environ[name])}, expected {messages[0]}."
+            f"{name}: got {_shown(name)}, expected {messages[0]}."
             for name, messages in expected.items())) from None
     return Config(**values)
 
 
-def _shown(value: str) -> str:
+def _shown(name: str) -> str:
     # What stands before an @ in an address may be a password.
-    return repr(value) if "@" not in value else "'****'"
+    value = os.environ[name]
+    return "'****'" if "@" in value or "SECRET" in name else repr(value)

@@ -54,6 +54,24 @@ def pause() -> None:
     gevent.sleep(0)
 
 
+class FairShare:
+    """Keeps a greenlet that never has to wait from having the event loop to itself.
+
+    A read that finds its data waiting does not switch: without this, one fast stream would hold
+    up every other one, every deadline and every probe.
+    """
+
+    def __init__(self) -> None:
+        self._loop = gevent.get_hub().loop
+        self._turn = -1
+
+    def take(self) -> None:
+        """Pause, unless the event loop has turned since the last call. Cost: 0.1 or 3 µs."""
+        if self._loop.iteration == self._turn:
+            gevent.sleep(0)
+        self._turn = self._loop.iteration
+
+
 def readable(sock: socket.socket) -> bool:
     """Say whether a read from `sock` would return at once, without waiting. Cost: 1 µs."""
     poll = _poll()
@@ -98,8 +116,8 @@ class HangUpWatch:
         if sock is None:
             return HangUpGuard(None)
         descriptor = sock.fileno()
-        self._waiting[descriptor] = gevent.getcurrent()
         self._set.register(descriptor, _PEER_HUNG_UP | _TOLD_ONCE)
+        self._waiting[descriptor] = gevent.getcurrent()
 
         def release() -> None:
             del self._waiting[descriptor]

@@ -19,7 +19,7 @@ from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
 from app.errors import ApiError
 from app.eventloop import HangUpWatch, pause
-from app.routes.body import abandon_body, has_body
+from app.routes.body import abandon_body, has_unread_body
 from app.routes.errors import register_error_handlers
 from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
@@ -33,6 +33,8 @@ from app.upstream.failover import Attempts, Sender
 from app.upstream.transport import Transport, feed_fetcher
 
 _LARGEST_FEED_BYTES = 32 * 1024 * 1024
+# Upstreams keep idle connections for some seconds or more.
+_DROP_STALE_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     store = SnapshotStore(clock)
     hang_ups = HangUpWatch()
     feeds = _feeds(config, store)
-    attempts = Attempts(send or _transport(config).send,
+    transport = _transport(config)
+    attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
     proxy = Proxy(config, store, _sticky_store(config, clock), _client_keys(config), attempts,
@@ -84,12 +87,15 @@ def create_app(config: Config, *, send: Sender | None = None,
     app.url_map.strict_slashes = True
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.before_request(_check_request)
-    app.after_request(_finish_response)
+    app.after_request(functools.partial(
+        _finish_response, write_timeout_s=config.client_write_timeout_ms / 1000))
     register_error_handlers(app)
     app.register_blueprint(proxy.blueprint())
     app.register_blueprint(Health(config, store).blueprint())
     app.register_blueprint(metrics_blueprint())
-    app.extensions["router"] = Router(store, tuple(feeds), _jobs(config, feeds), hang_ups)
+    jobs = [*_refreshing(config, feeds),
+            PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_S)]
+    app.extensions["router"] = Router(store, tuple(feeds), tuple(jobs), hang_ups)
     return app
 
 
@@ -101,11 +107,15 @@ def _check_request() -> None:
         raise ApiError("not_found", "There is no such route.")
 
 
-def _finish_response(response: Response) -> Response:
+def _finish_response(response: Response, write_timeout_s: float) -> Response:
     if REQUEST_ID not in response.headers:
         response.headers[REQUEST_ID] = request.environ["router.request_id"]
-    if request.endpoint != "proxy.chat_completions" and has_body(request.environ):
+    if has_unread_body(request.environ):
         abandon_body(request.environ)
+    client = request.environ.get("gunicorn.socket")
+    if client is not None:
+        # A client that stops reading must not hold anything for ever; the worker resets this.
+        client.settimeout(write_timeout_s)
     return response
 
 
@@ -154,7 +164,7 @@ def _show(store: SnapshotStore) -> None:
         len(allowlist.ids) if allowlist else 0, allowlist.taken_at if allowlist else None)
 
 
-def _jobs(config: Config, feeds: list[Feed[Any]]) -> tuple[PeriodicJob, ...]:
+def _refreshing(config: Config, feeds: list[Feed[Any]]) -> list[PeriodicJob]:
     intervals_ms = (config.models_refresh_ms, config.utilization_refresh_ms)
-    return tuple(PeriodicJob(feed.name, feed.refresh, interval_ms / 1000)
-                 for feed, interval_ms in zip(feeds, intervals_ms, strict=True))
+    return [PeriodicJob(feed.name, feed.refresh, interval_ms / 1000)
+            for feed, interval_ms in zip(feeds, intervals_ms, strict=True)]

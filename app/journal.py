@@ -23,6 +23,7 @@ class Ending(enum.StrEnum):
     REFUSED = "refused"
     CUT_BY_UPSTREAM = "cut_by_upstream"
     CLIENT_GONE = "client_gone"
+    INTERNAL_ERROR = "internal_error"
 
 
 class RequestRecord:

@@ -6,6 +6,7 @@ neither is ever switched on, whatever LOG_LEVEL says.
 Source: specs/001 R6, R7.
 """
 
+import traceback
 from typing import Any
 
 
@@ -30,9 +31,20 @@ def logging_config(level: str) -> dict[str, Any]:
         "loggers": {
             "app": {"level": level.upper()},
             "gunicorn.error": {"level": libraries_level.upper(), "propagate": True},
-            "urllib3": {"level": "WARNING"},
+            # Its warnings quote header lines and addresses.
+            "urllib3": {"level": "CRITICAL"},
         },
     }
 
 
+_MOST_PLACES = 12
 _SEVERITY = ("debug", "info", "warning", "error", "critical")
+
+
+def places(error: BaseException) -> list[str]:
+    """Return where an exception came from, innermost last: file, line and function.
+
+    The exception's own text is left out: it could quote a request.
+    """
+    frames = traceback.extract_tb(error.__traceback__, limit=-_MOST_PLACES)
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]

@@ -17,7 +17,8 @@ from typing import Any
 
 from gunicorn import util
 from gunicorn.glogging import Logger
-from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, LimitRequestHeaders,
+from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, InvalidResponseHeader,
+                                  InvalidResponseHeaderName, LimitRequestHeaders,
                                   LimitRequestLine, ParseException)
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -33,6 +34,8 @@ _REFUSAL_WRITE_S = 1.0
 # then counts as stuck until a third of them has gone.
 _UNSENT_BYTES = 64 * 1024
 
+# Parse errors by their class, but of what the app wanted to send.
+_OUR_FAULT = (InvalidResponseHeader, InvalidResponseHeaderName)
 _REASONS: dict[type[Exception], tuple[int, str]] = {
     LimitRequestLine: (414, "The request line is too long."),
     ExpectationFailed: (417, "The expectation cannot be met."),
@@ -58,9 +61,7 @@ class RouterWorker(GeventWorker):
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request of a connection."""
-        if req.version >= (1, 1) and not any(name == "HOST" for name, _ in req.headers):
-            # RFC 9112 section 3.2; the parser lets it pass.
-            raise InvalidHeader("HOST")
+        _check_fields(req)
         body = req.body
 
         def abandon() -> None:
@@ -76,12 +77,15 @@ class RouterWorker(GeventWorker):
         finally:
             if body.failed:
                 util.close_graceful(sock, _LINGER_S, _LINGER_BYTES)
+            else:
+                # The app limits its writes; the connection's next request is read without that.
+                sock.settimeout(None)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that the server itself could not serve; log nothing of it."""
         if isinstance(exc, ClientGone):
             return
-        if isinstance(exc, ParseException):
+        if isinstance(exc, ParseException) and not isinstance(exc, _OUR_FAULT):
             status, message = _REASONS.get(type(exc), (400, "The request is not valid HTTP."))
             error = ApiError("bad_request", message, status=status)
         else:
@@ -95,6 +99,18 @@ class RouterWorker(GeventWorker):
         except OSError:
             # The client is gone; there is nobody left to tell.
             pass
+
+
+def _check_fields(req: Any) -> None:
+    """Refuse what gunicorn's parser lets pass. Raises InvalidHeader."""
+    names = set()
+    for name, value in req.headers:
+        names.add(name)
+        if name == "TRANSFER-ENCODING" and value.lower() != "chunked":
+            # "gzip, chunked" would go up as if it had not been packed.
+            raise InvalidHeader(name)
+    if req.version >= (1, 1) and "HOST" not in names:
+        raise InvalidHeader("HOST")  # RFC 9112 section 3.2
 
 
 def _refusal(error: ApiError) -> bytes:

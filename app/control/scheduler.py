@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 
 from app.eventloop import event, spawn
+from app.logs import places
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,9 @@ class PeriodicJob:
         while not self._stopping.is_set():
             try:
                 self._job()
-            except Exception:
-                logger.exception("periodic job failed", extra={"job": self._name})
+            except Exception as error:
+                logger.error("periodic job failed", extra={
+                    "job": self._name, "error": type(error).__name__, "where": places(error)})
             self._stopping.wait(self.next_wait_s())
 
     def next_wait_s(self) -> float:

@@ -23,6 +23,10 @@ _LARGEST = 10**9
 _ROWS_AT_A_TIME = 16
 
 
+# A name comes back in a response header, and in log lines.
+_VISIBLE = marshmallow.validate.Regexp(r"[\x20-\x7e]+\Z")
+
+
 class _Quantity(fields.Field[float]):
     """A JSON number, finite and not negative; `fields.Float` would also take "1" and true."""
 
@@ -53,7 +57,7 @@ class _UtilizationRowSchema(Schema):
     class Meta:
         unknown = marshmallow.EXCLUDE
 
-    name = fields.String(required=True)
+    name = fields.String(required=True, validate=_VISIBLE)
     active_instance_count = _Count(required=True)
     utilization_current = _Quantity(allow_none=True)
     utilization_5m = _Quantity(allow_none=True)
@@ -70,7 +74,7 @@ class _ModelSchema(Schema):
     class Meta:
         unknown = marshmallow.EXCLUDE
 
-    id = fields.String(required=True, validate=marshmallow.validate.Length(min=1))
+    id = fields.String(required=True, validate=_VISIBLE)
 
 
 _row_schema = _UtilizationRowSchema()

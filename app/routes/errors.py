@@ -9,6 +9,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from app.errors import ApiError
+from app.logs import places
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +40,5 @@ def _unexpected(error: Exception) -> Response:
     # The traceback names places in the code; the exception's own text could quote the request.
     logger.error("internal error", extra={
         "request_id": request.environ.get("router.request_id"),
-        "error": type(error).__name__, "where": _where(error)})
+        "error": type(error).__name__, "where": places(error)})
     return answer(ApiError("internal_error", "Something went wrong in the router."))
-
-
-def _where(error: BaseException) -> list[str]:
-    frames, traceback = [], error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        frames.append(f"{code.co_filename.rpartition('/')[2]}:{traceback.tb_lineno} {code.co_name}")
-        traceback = traceback.tb_next
-    return frames

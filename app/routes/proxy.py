@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, request
+from werkzeug.datastructures import Headers
 
 from app.config import Config
-from app.errors import ApiError
+from app.errors import ApiError, ClientGone
 from app.eventloop import HangUpGuard, HangUpWatch
 from app.journal import Ending, RequestRecord
 from app.routes.body import read_body
@@ -29,6 +30,10 @@ class RelayedResponse(Response):
     """A response made of the upstream's own header fields and nothing else."""
 
     default_mimetype = None
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        """Return the header fields as they came; werkzeug would rewrite some."""
+        return self.headers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Proxy:
             record.status, record.code, record.ending = error.status, error.code, Ending.REFUSED
             record.finish()
             raise
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, ClientGone):
+                record.status, record.ending = 500, Ending.INTERNAL_ERROR
             record.finish()
             raise
 
@@ -75,12 +82,15 @@ class Proxy:
                        config.max_model_list_items)
         record.mode = route.mode
         guard = self.hang_ups.guard(environ.get("gunicorn.socket"))
+        committed = None
         try:
             committed = self._attempt(environ, record, body, field, route)
+            return self._respond(environ, record, route, committed, guard)
         except BaseException:
             guard.release()
+            if committed is not None:
+                committed.response.close()
             raise
-        return self._respond(environ, record, route, committed, guard)
 
     def _attempt(self, environ: Mapping[str, str], record: RequestRecord, body: bytes,
                  field: ModelField, route: Route) -> Committed:
@@ -121,18 +131,7 @@ class Proxy:
         fields = client_headers(upstream.fields)
         if route.mode is not Mode.DIRECT:
             fields.append((SELECTED_MODEL, committed.model))
-        client = environ.get("gunicorn.socket")
-        if client is not None:
-            # A client that stops reading must not hold the upstream for ever.
-            client.settimeout(self.config.client_write_timeout_ms / 1000)
-
-        def let_go() -> None:
-            guard.release()
-            if client is not None:
-                # The connection's next request is read without this limit.
-                client.settimeout(None)
-
-        relay = Relay(committed, record, client, on_close=let_go,
+        relay = Relay(committed, record, environ.get("gunicorn.socket"), on_close=guard.release,
                       delimited=environ["SERVER_PROTOCOL"] != "HTTP/1.0"
                       or any(name.lower() == "content-length" for name, _ in fields))
         return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,

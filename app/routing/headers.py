@@ -22,6 +22,7 @@ _MADE_HERE = frozenset(
     ("host", "content-length", "expect", "accept-encoding", REQUEST_ID.lower()))
 # The server in front of the app writes these two itself.
 _SERVERS_OWN = frozenset(("date", "server"))
+_ALWAYS_BLOCKED = HOP_BY_HOP | _SERVERS_OWN | {SELECTED_MODEL}
 
 _SANE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -53,7 +54,7 @@ def client_headers(fields: Iterable[Field]) -> list[Field]:
     """
     fields = list(fields)
     dropped = _named_by(",".join(v for name, v in fields if name.lower() == "connection"))
-    blocked = HOP_BY_HOP | _SERVERS_OWN | dropped
+    blocked = _ALWAYS_BLOCKED | dropped
     return [(name, value) for name, value in fields if name.lower() not in blocked]
 
 

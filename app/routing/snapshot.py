@@ -28,7 +28,10 @@ class Allowlist:
         A name ending in `:something` the backend interprets is judged by what stands before
         its last colon. Source: specs/002 R7.
         """
-        return not self.ids or model in self.ids or model.rpartition(":")[0] in self.ids
+        if not self.ids or model in self.ids:
+            return True
+        base, _, suffix = model.rpartition(":")
+        return bool(suffix) and base in self.ids
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

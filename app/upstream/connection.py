@@ -10,6 +10,8 @@ Source: specs/002 R13, R14; specs/006 W5-W10.
 
 import socket
 import struct
+import time
+import traceback
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -17,12 +19,13 @@ from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPResponse, HTTPSConne
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, ProtocolError
 
-from app.eventloop import deadline, readable
+from app.eventloop import FairShare, deadline, readable
 from app.metrics import resends_total
 from app.upstream import wire
 
-# What one read takes at most: enough that a fast upstream's chunks come in by the dozen.
-_READ_SIZE = 64 * 1024
+# What one read takes at most: enough that a fast upstream's chunks come in by the dozen, and
+# little enough that the smallest of chunks hold the event loop for a few milliseconds only.
+_READ_SIZE = 16 * 1024
 # struct linger {on, 0 seconds}: closing the socket then resets the connection.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 # Interim responses before the final one; no real server sends more than a few.
@@ -57,9 +60,11 @@ class RawResponse(HTTPResponse):
         self._body_reader = wire.body_reader(head)
         self._rest = rest
         self._wire_socket: socket.socket = connection.sock
+        self._silence_limit_s: float | None = None
 
     def limit_silence(self, seconds: float | None) -> None:
-        """Set how long each read of the body may wait; None is for ever."""
+        """Set how long the body may go without a byte; None is for ever."""
+        self._silence_limit_s = seconds
         self._wire_socket.settimeout(seconds)
 
     def stream(self, amt: int | None = None,
@@ -73,17 +78,19 @@ class RawResponse(HTTPResponse):
         success like that is an abandoned attempt, and the upstream is to see it.
         """
         reader, data, empty = self._body_reader, self._rest, True
+        share, quiet_since = FairShare(), time.monotonic()
         try:
             while not reader.complete:
-                if data:
-                    piece = reader.feed(data)
-                    if piece:
-                        empty = False
-                        yield piece
+                piece = reader.feed(data) if data else b""
+                if piece:
+                    empty = False
+                    yield piece
+                    quiet_since = time.monotonic()
                 if reader.broken:
                     raise BodyBroke(reader.broken)
                 if not reader.complete:
-                    data = self._wire_socket.recv(_READ_SIZE)
+                    share.take()
+                    data = self._receive(quiet_since if data and not piece else None)
                     if not data:
                         reader.end_of_stream()
         except TimeoutError as error:
@@ -95,6 +102,20 @@ class RawResponse(HTTPResponse):
             if (empty or not reusable) and self._connection is not None:
                 self._connection.close()
             self.release_conn()
+
+    def _receive(self, quiet_since: float | None) -> bytes:
+        """Read what is there; `quiet_since` is set where framing came but no byte of the body."""
+        if quiet_since is None or self._silence_limit_s is None:
+            return self._wire_socket.recv(_READ_SIZE)
+        # Dripped framing is no sign of life: the wait goes on where it was.
+        left_s = self._silence_limit_s - (time.monotonic() - quiet_since)
+        if left_s <= 0:
+            raise TimeoutError
+        self._wire_socket.settimeout(left_s)
+        try:
+            return self._wire_socket.recv(_READ_SIZE)
+        finally:
+            self._wire_socket.settimeout(self._silence_limit_s)
 
 
 class _Exchange(HTTPConnection):
@@ -116,8 +137,14 @@ class _Exchange(HTTPConnection):
     def connect(self) -> None:
         """Look up, connect and, for https, shake hands, all within the connect timeout."""
         late = ConnectTimeoutError(self, "connect timeout")
-        with deadline(self._connect_timeout_s, late):
-            super().connect()
+        try:
+            with deadline(self._connect_timeout_s, late):
+                super().connect()
+        except BaseException as error:
+            # A socket in the middle of its handshake is known to the frames below only: without
+            # this it would stay open until the garbage collector came by.
+            traceback.clear_frames(error.__traceback__)
+            raise
         # From here on the caller's deadline holds; the socket's own would cut a slow send.
         self.sock.settimeout(None)
         self._uses = 0

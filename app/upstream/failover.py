@@ -98,9 +98,10 @@ class Attempts:
                     response.close()
                 if not isinstance(error, UpstreamFailed):
                     raise
-                failure = error
-                on_attempt(Attempt(model, error.outcome, None, error.detail,
-                                   self._ms_since(started)))
+                # Not the error itself: its traceback would keep this frame, and all of the
+                # attempt, until the garbage collector came by.
+                failure = error.outcome
+                on_attempt(Attempt(model, failure, None, error.detail, self._ms_since(started)))
                 continue
             on_attempt(Attempt(model, status_outcome(response.status), response.status, "",
                                self._ms_since(started)))
@@ -119,7 +120,7 @@ class Attempts:
         return Committed(model, response, b"")
 
 
-def _exhausted(failure: UpstreamFailed) -> ApiError:
-    answer = WHEN_EXHAUSTED[failure.outcome]
+def _exhausted(failure: Outcome) -> ApiError:
+    answer = WHEN_EXHAUSTED[failure]
     assert answer is not None, "the last candidate's own answer is passed through"
     return ApiError(answer.code, answer.message)

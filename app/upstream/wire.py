@@ -29,6 +29,7 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (" + _TEXT + rb"))?\r\n")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*(" + _TEXT + rb")\r\n")
+_TRAILERS = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*")
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;" + _TEXT + rb")?\r\n")
 
@@ -242,10 +243,12 @@ class ChunkedBody:
         self._held = rest
         if not self._trailing:
             return
-        blank_line = 0 if rest.startswith(b"\r\n") else rest.find(b"\r\n\r\n") + 2
-        if blank_line != 1:
-            self.complete, self.surplus, self._held = True, len(rest) > blank_line + 2, b""
-        elif len(rest) > _LARGEST_TRAILER:
+        trailers = _TRAILERS.match(rest)
+        assert trailers is not None, "no trailer at all is a match"
+        end = trailers.end()
+        if rest.startswith(b"\r\n", end):
+            self.complete, self.surplus, self._held = True, len(rest) > end + 2, b""
+        elif b"\n" in rest[end:] or len(rest) > _LARGEST_TRAILER:
             self.broken = BAD_FRAMING
 
     def end_of_stream(self) -> None:

@@ -84,6 +84,14 @@ def test_an_abandoned_answer_is_closed_before_the_next_attempt(client_for):
     assert post(client_for(Checking(a=abandoned, b=Answer(**OK))), "a,b").data == b"firstsecond"
 
 
+def test_an_answer_that_cannot_be_passed_on_is_let_go(client_for):
+    """006-W5, 002-R21"""
+    answer = Answer(**OK, fields=[("X-Split", "a\r\nb")])
+    response = post(client_for(Transport(a=answer)), "a")
+    assert (response.status_code, response.json["error"]["code"]) == (500, "internal_error")
+    assert answer.closed
+
+
 @pytest.mark.parametrize("stream, seconds", [(True, 10), (False, 120), (None, 120), ("true", 120)])
 def test_the_header_deadline_depends_on_stream(client_for, stream, seconds):
     """002-R13"""
@@ -123,5 +131,7 @@ def test_a_defect_is_a_500_that_quotes_nothing_and_a_line_without_the_exceptions
     assert response.status_code == 500
     assert response.json["error"]["code"] == "internal_error"
     assert "sk-planted" not in response.text + caplog.text
+    [told] = [r for r in caplog.records if r.message == "request"]
+    assert (told.status, told.ended) == (500, "internal_error")
     [line] = [r for r in caplog.records if r.message == "internal error"]
     assert line.error == "RuntimeError" and any("failover.py" in place for place in line.where)

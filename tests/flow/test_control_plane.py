@@ -39,7 +39,8 @@ def test_the_real_feeds_shape_and_size_is_read_whole():
 
 
 @pytest.mark.parametrize("bad", [
-    {"name": None}, {"name": 5}, {"active_instance_count": "4"}, {"active_instance_count": 1.5},
+    {"name": None}, {"name": 5}, {"name": "中文/Model-TEE"}, {"name": "a\nb-TEE"}, {"name": ""},
+    {"active_instance_count": "4"}, {"active_instance_count": 1.5},
     {"active_instance_count": -1}, {"active_instance_count": True},
     {"active_instance_count": None}, {"utilization_5m": float("nan")},
     {"utilization_5m": float("inf")}, {"utilization_1h": -0.1}, {"utilization_15m": "0.5"},
@@ -82,7 +83,8 @@ def test_a_feed_of_private_chutes_is_good_and_has_no_candidate():
 
 
 @pytest.mark.parametrize("document", [
-    b"", b"[]", b"{}", b'{"data":{}}', b'{"data":[]}', b'{"data":[{"id":""},{"id":1},{}]}'])
+    b"", b"[]", b"{}", b'{"data":{}}', b'{"data":[]}', b'{"data":[{"id":""},{"id":1},{}]}',
+    '{"data":[{"id":"中"}]}'.encode()])
 def test_a_models_feed_without_a_model_is_a_failed_refresh(document):
     """003-R9"""
     with pytest.raises(FetchFailed):
@@ -152,6 +154,7 @@ def test_a_job_that_fails_is_run_again_and_stopped_at_once(caplog):
     periodic.stop()
     periodic.stop()
     assert len(caplog.records) == 3
+    assert "of no consequence" not in caplog.text
 
 
 @pytest.mark.parametrize("jitter, waited", [(-1, 9.0), (0, 10.0), (1, 11.0)])

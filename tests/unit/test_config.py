@@ -49,6 +49,9 @@ def test_every_spelling_of_yes_and_no(environment, text, value):
     ("BACKEND_BASE_URL", ""), ("BACKEND_BASE_URL", "example.test"),
     ("BACKEND_BASE_URL", "http://x:port"), ("BACKEND_BASE_URL", "http://x?a=b"),
     ("BACKEND_BASE_URL", "http://x/ y"), ("MODELS_URL", "file:///etc/passwd"),
+    ("BACKEND_BASE_URL", "http://x?"), ("BACKEND_BASE_URL", "http://x/#"),
+    ("HTTPS_PROXY", "socks5://x:1"), ("HTTPS_PROXY", "http://x:port"),
+    ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("WORKER_CONNECTIONS", "100001"),
     ("UTILIZATION_URL", "https://"), ("TRUSTED_PROXY_CIDRS", "localhost"), ("LOG_LEVEL", ""),
 ])
 def test_a_bad_value_is_refused_with_name_value_and_what_was_expected(environment, name, value):
@@ -87,6 +90,19 @@ def test_a_secret_is_in_no_text_form_of_the_configuration(environment):
     config = environment(STICKY_HASH_SECRET="hunter2")
     assert "hunter2" not in repr(config) + str(config.effective())
     assert config.effective()["STICKY_HASH_SECRET"] == "****"
+
+
+def test_a_secret_that_is_no_text_is_refused_and_not_shown(environment):
+    """001-R4, 001-R7"""
+    with pytest.raises(ConfigError) as caught:
+        environment(STICKY_HASH_SECRET="hunter2\udcff")
+    assert str(caught.value) == "STICKY_HASH_SECRET: got '****', expected text in UTF-8."
+
+
+def test_a_proxys_password_is_starred(environment):
+    """001-R7"""
+    config = environment(HTTPS_PROXY="http://user:hunter2@proxy.test:3128")
+    assert config.effective()["HTTPS_PROXY"] == "****"
 
 
 def test_dollar_signs_in_values_are_not_expanded(environment):

@@ -96,6 +96,32 @@ def test_surrogates_matter_in_the_model_and_nowhere_else(body, code):
         assert caught.value.code == code
 
 
+def test_more_keys_of_that_name_than_can_be_told_apart_in_time_are_refused():
+    """002-R9"""
+    nested = b'{"model":"m","x":[' + b",".join([b'{"model":1}'] * 999) + b"]}"
+    assert find_model(nested).model == "m"
+    for body in (nested.replace(b"]}", b',{"model":1}]}'),
+                 b"{" + b'"model":1,' * 100_000 + b'"a":1}'):
+        with pytest.raises(ApiError) as caught:
+            find_model(body)
+        assert caught.value.code == "invalid_body"
+
+
+def test_a_value_longer_than_any_name_is_no_name():
+    """002-R3"""
+    assert find_model(b'{"model":"%s"}' % (b"m" * 10_000)).model == "m" * 10_000
+    with pytest.raises(ApiError) as caught:
+        find_model(b'{"model":"%s"}' % (b"\\n" * 500_000))
+    assert caught.value.code == "missing_model"
+
+
+def test_what_is_no_object_may_hold_lone_surrogates_too():
+    """002-R2"""
+    with pytest.raises(ApiError) as caught:
+        find_model(b'[{"\\ud800":"a"}]')
+    assert caught.value.code == "invalid_body"
+
+
 @pytest.mark.parametrize("filler", [
     b"[" + b"[]," * 300_000 + b"0]", b"[" + b"1," * 500_000 + b"0]", b'"' + b"x" * 10**6 + b'"',
     b'"' + b"\\ud800" * 170_000 + b'"', b"9" * 10**6])

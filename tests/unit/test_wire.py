@@ -64,7 +64,8 @@ def test_a_chunked_body_that_ends_anywhere_early_is_never_complete(parts, places
     (b"5\r\nhelloX", b"hello"), (b"5\r\nhello\r\n-1\r\n", b"hello"), (b"\r\n", b""),
     (b"g\r\n", b""), (b"0x5\r\nhello", b""), (b"5\nhello\r\n", b""), (b"1\r\na\n", b"a"),
     (b"11111111111111111\r\n", b""), (b"5 5\r\nhello", b""), (b"5;\x00\r\nhello", b""),
-    (b"1\r\na\r\n" + b"5" * 5000, b"a"), (b"0\r\n" + b"X: y\r\n" * 4000, b"")])
+    (b"1\r\na\r\n" + b"5" * 5000, b"a"), (b"0\r\n" + b"X: y\r\n" * 4000, b""),
+    (b"1\r\na\r\n0\r\nHTTP/1.1 200 OK\r\n", b"a"), (b"0\r\nX: \x00\r\n", b"")])
 def test_bad_chunks_break_the_body_and_what_came_before_is_kept(data, good):
     """006-W8, 006-W10"""
     reader = ChunkedBody()

@@ -208,6 +208,8 @@ REFUSED_BY_THE_PARSER = {
                       b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     "chunked not last": b"POST /v1/chat/completions HTTP/1.1\r\nHost: %s\r\n"
                         b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+    "packed and chunked": b"POST /v1/chat/completions HTTP/1.1\r\nHost: %s\r\n"
+                          b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "chunked in HTTP/1.0": b"POST /v1/chat/completions HTTP/1.0\r\nHost: %s\r\n"
                            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 }
@@ -257,7 +259,19 @@ def test_a_method_a_route_does_not_take_is_told_which_it_does(router, method, pa
     assert set(answer.value("Allow").split(", ")) == allowed
 
 
-def test_an_unread_body_on_another_route_does_not_hold_the_connection(router):
+@pytest.mark.parametrize("path", [b"/nowhere", b"//v1/chat/completions", b"/healthz"])
+def test_an_unread_body_on_another_route_does_not_hold_the_connection(router, path):
     """002-R21"""
-    answer = router.exchange(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx")
-    assert answer.startswith(b"HTTP/1.1 404 ") and b"Connection: close" in answer
+    answer = router.exchange(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\nx" % path)
+    assert answer.startswith(b"HTTP/1.1 40") and b"Connection: close" in answer
+
+
+def test_a_client_that_asks_and_never_reads_is_dropped_on_every_route(router):
+    """006-W3"""
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            for _ in range(10_000):
+                client.sendall(asked)

@@ -6,6 +6,7 @@ holds the two together.
 
 import dataclasses
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import trustme
 
 from tests.support.feeds import models_feed, public_names, utilization_feed
-from tests.support.router import Router, free_port, read_until
+from tests.support.router import Router, free_port, read_to_end, read_until
 from tests.support.upstream import (Upstream, close_at_once, complete, drip, headers_then_end,
                                     headers_then_stall, pieces, raw, reset_at_once, sse, stall)
 from tests.wire.conftest import LISTED, SHORT
@@ -227,10 +228,15 @@ def test_F7_a_request_the_upstream_does_not_take_is_bounded_by_the_header_deadli
 
 @dataclasses.dataclass
 class Unreachable:
-    """A place that takes no connections, in one way or another."""
+    """A place that takes no connections, in one way or another.
+
+    reached, left  set when a peer was accepted, and when it is gone again
+    """
 
     url: str
     close: Callable[[], None] = lambda: None
+    reached: threading.Event | None = None
+    left: threading.Event | None = None
 
 
 def full_listener():
@@ -257,7 +263,26 @@ def not_tls():
 def silent_tls():
     """Accept and never shake hands."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=16)
-    return Unreachable(f"https://127.0.0.1:{listener.getsockname()[1]}", listener.close)
+    reached, left = threading.Event(), threading.Event()
+
+    def accept():
+        try:
+            while True:
+                sock, _ = listener.accept()
+                reached.set()
+                with sock:
+                    sock.settimeout(10)
+                    read_to_end(sock)
+                left.set()
+        except OSError:
+            return
+
+    def close():
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    threading.Thread(target=accept, daemon=True).start()
+    return Unreachable(f"https://127.0.0.1:{listener.getsockname()[1]}", close,
+                       reached, left)
 
 
 CONNECTING = {
@@ -281,6 +306,7 @@ def test_an_upstream_that_cannot_be_reached_is_a_connect_error(upstream, case):
             answer = ask(alone, f"{LISTED},{public_names()[0]}")
             assert (answer.status, answer.error["code"]) == (502, "upstream_connect_error")
             assert alone.metrics()["failover_reason_total", "upstream_connect_error"] == 2
+            assert place.left is None or place.left.wait(1)
     finally:
         place.close()
 
@@ -292,9 +318,15 @@ def test_a_certificate_nobody_vouches_for_is_a_connect_error_and_a_known_one_is_
         settings = {"BACKEND_BASE_URL": secure.url.replace("127.0.0.1", "localhost")}
         with Router(upstream.url, **settings) as wary:
             assert ask(wary, LISTED).error["code"] == "upstream_connect_error"
-        with Router(upstream.url, **settings, REQUESTS_CA_BUNDLE=certificate) as trusting:
+        bundle = tmp_path / "bundle.pem"
+        shutil.copy(certificate, bundle)
+        with Router(upstream.url, **settings, REQUESTS_CA_BUNDLE=str(bundle)) as trusting:
+            # Read once, at start: loading it for each connection would hold the event loop.
+            bundle.unlink()
             for _ in range(3):
                 assert ask(trusting, LISTED).status == 200
+                secure.drop_idle()
+        assert len({exchange.number for exchange in secure.exchanges}) == 3
         assert len(secure.seen(LISTED)) == 3
 
 
@@ -389,6 +421,8 @@ AFTER_COMMIT = {
     "F15 chunked, silence": ([CHUNKED], b"5\r\nfirst\r\n", "until_closed", "silence"),
     "F15 length, silence": ([("Content-Length", "10")], b"first", "until_closed", "silence"),
     "F15 until close, silence": ([], b"first", "until_closed", "silence"),
+    "F15 dripped chunk size": ([CHUNKED], b"5\r\nfirst\r\n", "drip_size", "silence"),
+    "F15 dripped trailers": ([CHUNKED], b"5\r\nfirst\r\n0\r\nX: ", "drip_size", "silence"),
 }
 
 
@@ -410,8 +444,11 @@ def test_an_answer_that_breaks_off_never_looks_complete(
         exchange.head(200, *fields)
         exchange.send(data)
         # Not before: a reset would take bytes in flight with it.
-        assert ending == "until_closed" or first_here.wait(5)
-        getattr(exchange, ending)()
+        assert ending not in ("reset", "close") or first_here.wait(5)
+        if ending == "drip_size":
+            drip(b"0" * 12 + b";" + b"x" * 200, 0.1)(exchange)
+        else:
+            getattr(exchange, ending)()
 
     upstream.on(name, break_off)
     with socket.create_connection(("127.0.0.1", router.port), 10) as client:
@@ -523,6 +560,9 @@ def test_a_client_that_leaves_while_the_upstream_is_being_connected(upstream, ca
                 client.sendall(request_bytes("leaving", f"{LISTED},{public_names()[0]}"))
                 while not alone.metrics()["requests_active",]:
                     pass
+                assert place.reached is None or place.reached.wait(5)
+            # Not when the garbage collector comes by: at once.
+            assert place.left is None or place.left.wait(1)
             record = alone.record("leaving")
             assert (record["ended"], record["status"], record["attempts"]) == (
                 "client_gone", 499, [])

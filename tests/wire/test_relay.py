@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from tests.support.router import read_until
 from tests.support.upstream import complete, pieces, raw, sse
 
 PARTS = [b"data: %d\n\n" % number for number in range(6)]
@@ -128,6 +129,68 @@ def test_a_clients_connection_serves_many_requests(router, upstream, model):
         connection.request("POST", "/v1/chat/completions", json.dumps({"model": name}))
         assert connection.getresponse().read() == b"%d" % number
     connection.close()
+
+
+def test_fields_pass_as_they_are_spelled(router, upstream, model):
+    """002-R16, 002-R17"""
+    name = model()
+    upstream.on(name, complete(b"{}", status=201, fields=[
+        ("Location", "http://x/a b?q=%zz"), ("x-chutes-autopilot-selected", "of the upstream")]))
+    answer = router.chat(name)
+    assert answer.value("Location") == "http://x/a b?q=%zz"
+    assert answer.value("x-chutes-autopilot-selected") is None
+    assert router.chat(f"{name},").values("x-chutes-autopilot-selected") == [name]
+
+
+@pytest.mark.parametrize("data", [b"1\r\nx\r\n" * 5000, b"55\r\n" + b"x" * 85 + b"\r\n"])
+def test_one_fast_stream_does_not_keep_the_worker_from_others(router, upstream, model, data):
+    """006-W15"""
+    name, enough = model(), threading.Event()
+
+    def blast(exchange):
+        exchange.head(200, ("Transfer-Encoding", "chunked"))
+        exchange.keep_open = False
+        block = data * (60_000 // len(data) + 1)
+        try:
+            while not enough.is_set():
+                exchange.send(block)
+        except OSError:
+            pass
+
+    def read_on(sock):
+        while not enough.is_set() and sock.recv(1 << 20):
+            pass
+
+    upstream.on(name, blast)
+    body = json.dumps({"model": name}).encode()
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+                       b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        read_until(client, b"\r\n\r\n")
+        reader = threading.Thread(target=read_on, args=(client,))
+        reader.start()
+        # Without a fair share these wait for the end of the stream, which is after them.
+        assert [router.get("/healthz").status for _ in range(20)] == [200] * 20
+        enough.set()
+        reader.join(10)
+
+
+def test_connections_the_upstream_has_closed_do_not_pile_up(router, upstream, model):
+    """006-W9"""
+    name, everyone = model(), threading.Barrier(20)
+    upstream.on(name, lambda exchange: (everyone.wait(10), complete(b"{}")(exchange)))
+    threads = [threading.Thread(target=router.chat, args=(name,)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    [busy] = router.probe()
+    upstream.drop_idle()
+    for _ in range(2000):
+        [now] = router.probe()
+        if now["descriptors"] <= busy["descriptors"] - 15:
+            return
+    raise AssertionError(f"{busy} then {now}")
 
 
 def test_an_error_within_the_stream_passes_as_it_is(router, upstream, model):
