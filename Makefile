@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint soak
+.PHONY: run demo test lint soak bench
 
 # Start the router for real: configured by the environment, against the real backend.
 run: .venv/run
@@ -19,6 +19,10 @@ test: lint
 # Thousands of aborted streams and slow clients; some minutes. Needs slowhttptest from Debian.
 soak: .venv/dev
 	$(BIN)/python -m tests.bench.soak
+
+# One worker beside a Flask hello-world, some minutes. Needs wrk from Debian.
+bench: .venv/dev
+	$(BIN)/python -m tests.bench.throughput
 
 lint: .venv/dev
 	$(BIN)/flake8

@@ -314,20 +314,77 @@ def test_an_upstream_that_cannot_be_reached_is_a_connect_error(upstream, case):
 def test_a_certificate_nobody_vouches_for_is_a_connect_error_and_a_known_one_is_not(
         upstream, tmp_path, certificate):
     """002-R10, 002-R12"""
-    with Upstream(tls=certificate) as secure:
-        settings = {"BACKEND_BASE_URL": secure.url.replace("127.0.0.1", "localhost")}
+    with Upstream(models=upstream.models, rows=upstream.rows, tls=certificate) as secure:
+        url = secure.url.replace("127.0.0.1", "localhost")
+        settings = {"BACKEND_BASE_URL": url, "MODELS_URL": f"{url}/v1/models",
+                    "UTILIZATION_URL": f"{url}/chutes/utilization", "MODELS_REFRESH_MS": "50"}
         with Router(upstream.url, **settings) as wary:
             assert ask(wary, LISTED).error["code"] == "upstream_connect_error"
+            assert wary.get("/readyz").error["code"] == "missing_allowlist"
         bundle = tmp_path / "bundle.pem"
         shutil.copy(certificate, bundle)
         with Router(upstream.url, **settings, REQUESTS_CA_BUNDLE=str(bundle)) as trusting:
             # Read once, at start: loading it for each connection would hold the event loop.
             bundle.unlink()
+            trusting.wait_until_fed()
             for _ in range(3):
                 assert ask(trusting, LISTED).status == 200
                 secure.drop_idle()
+            fetched = len(trusting.lines)
+            trusting.wait_for_lines(lambda line: line["message"] == "feed refreshed", 3,
+                                    since=fetched)
         assert len({exchange.number for exchange in secure.exchanges}) == 3
         assert len(secure.seen(LISTED)) == 3
+
+
+def tunnel_proxy():
+    """Answer CONNECT by passing bytes both ways; return the listener and the targets asked for."""
+    listener, targets = socket.create_server(("127.0.0.1", 0), backlog=16), []
+
+    def passing(source, sink):
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def serve(client):
+        request = read_until(client, b"\r\n\r\n")
+        targets.append(request.split()[1].decode())
+        server = socket.create_connection(("127.0.0.1", int(targets[-1].rpartition(":")[2])))
+        client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+        threading.Thread(target=passing, args=(server, client), daemon=True).start()
+        with client, server:
+            passing(client, server)
+
+    def accept():
+        try:
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+        except OSError:
+            return
+    threading.Thread(target=accept, daemon=True).start()
+    return listener, targets
+
+
+def test_a_proxys_tunnel_is_made_again_when_a_pooled_connection_was_stale(upstream, certificate):
+    """002-R10, 002-R14"""
+    def end_the_second(exchange):
+        complete(b"{}")(exchange) if exchange.turn == 1 else exchange.close()
+
+    listener, targets = tunnel_proxy()
+    with listener, Upstream(tls=certificate) as secure:
+        secure.otherwise(end_the_second)
+        url = secure.url.replace("127.0.0.1", "localhost")
+        with Router(upstream.url, BACKEND_BASE_URL=url, REQUESTS_CA_BUNDLE=certificate,
+                    HTTPS_PROXY=f"http://127.0.0.1:{listener.getsockname()[1]}") as router:
+            for _ in range(3):
+                assert ask(router, LISTED).status == 200
+            assert router.metrics()["resends_total",] == 2
+        assert set(targets) == {f"localhost:{secure.port}"}
+        assert all(dict(e.fields)["host"] == f"localhost:{secure.port}" for e in secure.exchanges)
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 # -- the pool --------------------------------------------------------------------------------
