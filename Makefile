@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint soak bench
+.PHONY: run demo test lint soak bench redis
 
 # Start the router for real: configured by the environment, against the real backend.
 run: .venv/run
@@ -13,8 +13,14 @@ run: .venv/run
 demo: .venv/run
 	exec $(BIN)/python -m tests.support.demo
 
-test: lint
+test: lint redis
 	$(BIN)/python -m pytest
+
+# The tests start a Redis of their own, from the system's package.
+redis:
+	@command -v redis-server >/dev/null || { \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends redis-server; } || { \
+		echo "redis-server is missing: apt-get install redis-server" >&2; exit 1; }
 
 # Thousands of aborted streams and slow clients; some minutes. Needs slowhttptest from Debian.
 soak: .venv/dev
@@ -23,6 +29,7 @@ soak: .venv/dev
 # One worker beside a Flask hello-world, some minutes. Needs wrk from Debian.
 bench: .venv/dev
 	$(BIN)/python -m tests.bench.throughput
+	$(BIN)/python -m tests.bench.sticky
 
 lint: .venv/dev
 	$(BIN)/flake8

@@ -6,22 +6,21 @@ after this file has run.
 
 import os
 import secrets
-import shutil
 import sys
-import tempfile
 
-from app.config import ConfigError, load_config
+from app.config import RUNTIME_DIRECTORY, ConfigError, load_config
 from app.logs import logging_config
-
-# All workers must agree on client keys, so the key is drawn before they are forked.
-if not os.environ.get("STICKY_HASH_SECRET"):
-    os.environ["STICKY_HASH_SECRET"] = secrets.token_hex()
+from app.runtime import make_runtime_directory, remove_runtime_directory
 
 try:
     # Not named config: that is a setting of gunicorn's.
     settings = load_config()
 except ConfigError as error:
     sys.exit(str(error))
+
+# All workers must agree on client keys, so the key is drawn before they are forked.
+if not settings.sticky_hash_secret:
+    os.environ["STICKY_HASH_SECRET"] = secrets.token_hex()
 
 wsgi_app = "app.wsgi:application"
 worker_class = "app.worker.RouterWorker"
@@ -44,12 +43,12 @@ secure_scheme_headers: dict[str, str] = {}
 # It would write below the home directory, which may be read-only.
 control_socket_disable = True
 
-
-# Workers count in files here; whichever is asked adds them up. Shared memory where there is any:
-# the files are mapped, and must not cost a disk write.
-if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp("", "router-metrics-", shared_memory)
+# What the workers share: counters, sticky choices, fetched feeds. At a reload this file is read
+# again, by the same master: what it made stays.
+if RUNTIME_DIRECTORY not in os.environ:
+    os.environ[RUNTIME_DIRECTORY] = make_runtime_directory()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[RUNTIME_DIRECTORY] + "/metrics"
+    os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
 def on_starting(server):
@@ -72,7 +71,7 @@ def child_exit(server, worker):
 
 def on_exit(server):
     """Leave nothing behind."""
-    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+    remove_runtime_directory(os.environ[RUNTIME_DIRECTORY])
 
 
 def worker_exit(server, worker):

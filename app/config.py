@@ -9,6 +9,7 @@ Source: specs/001 R2-R5.
 import dataclasses
 import ipaddress
 import os
+import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,9 @@ from urllib.parse import urlsplit
 from environs import Env, EnvValidationError, ValidationError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# Set by gunicorn.conf.py, for its workers; no setting of an operator's.
+RUNTIME_DIRECTORY = "CHUTES_ROUTER_RUNTIME_DIRECTORY"
 
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
@@ -112,6 +116,12 @@ def _existing_path(text: str) -> str:
     return text
 
 
+def _sticky_url(text: str) -> str:
+    if text and not re.fullmatch(r"(rediss?://|unix:///)\S+", text):
+        raise ValidationError("a redis://, rediss:// or unix:// URL")
+    return text
+
+
 def _trusted_peers(text: str) -> TrustedPeers:
     words = text.replace(",", " ").split()
     try:
@@ -174,6 +184,13 @@ class Config:
     sticky_hash_secret: str = _option(
         "STICKY_HASH_SECRET", _text, "",
         "key of the digests that stand for clients; empty: random at start", secret=True)
+    sticky_url: str = _option(
+        "STICKY_URL", _sticky_url, "",
+        "redis://, rediss:// or unix:// of a store all replicas share; empty: this host's own",
+        secret=True)
+    state_dir: str = _option(
+        "STATE_DIR", _existing_path, "",
+        "directory where the last good feeds survive a restart; empty: in memory only")
     trust_proxy_headers: bool = _option(
         "TRUST_PROXY_HEADERS", _boolean, "false",
         "whether X-Forwarded-For of a trusted peer names the client")
@@ -261,17 +278,27 @@ def load_config() -> Config:
         env.add_parser(parser, field.metadata["parse"])
         values[field.name] = getattr(env, parser)(
             field.metadata["name"], field.metadata["default"])
+    problems = {}
     try:
         env.seal()
     except EnvValidationError as error:
-        expected = dict(error.error_messages)  # type: ignore[arg-type]
-        raise ConfigError("\n".join(
-            f"{name}: got {_shown(name)}, expected {messages[0]}."
-            for name, messages in expected.items())) from None
+        problems = {name: messages[0] for name, messages in dict(
+            error.error_messages).items()}  # type: ignore[arg-type]
+    if values["sticky_url"] and values["sticky_hash_secret"] == "":
+        problems["STICKY_HASH_SECRET"] = "a secret that all replicas share, with a STICKY_URL"
+    if problems:
+        raise ConfigError("\n".join(f"{name}: got {_shown(name)}, expected {expected}."
+                                    for name, expected in problems.items()))
     return Config(**values)
+
+
+def runtime_directory() -> pathlib.Path | None:
+    """Return the directory that gunicorn's master made for its workers; None without a master."""
+    path = os.environ.get(RUNTIME_DIRECTORY)
+    return None if path is None else pathlib.Path(path)
 
 
 def _shown(name: str) -> str:
     # What stands before an @ in an address may be a password.
-    value = os.environ[name]
-    return "'****'" if "@" in value or "SECRET" in name else repr(value)
+    value = os.environ.get(name, "")
+    return "'****'" if value and ("@" in value or "SECRET" in name) else repr(value)

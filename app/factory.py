@@ -5,6 +5,7 @@ Source: specs/001 R1.
 
 import dataclasses
 import functools
+import pathlib
 import secrets
 import time
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from typing import Any
 from flask import Flask, Response, request
 
 from app import metrics
-from app.config import Config
+from app.config import Config, runtime_directory
 from app.control.feeds import Feed
+from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
 from app.errors import ApiError
@@ -27,7 +29,8 @@ from app.routes.proxy import Proxy, accept_request_id
 from app.routing.client_key import ClientKeys
 from app.routing.headers import REQUEST_ID
 from app.routing.snapshot import SnapshotStore
-from app.sticky.memory import MemoryStickyStore
+from app.sticky.distributed import DistributedStickyStore
+from app.sticky.embedded import EmbeddedStickyStore
 from app.sticky.store import NoStickiness, StickyStore
 from app.upstream.failover import Attempts, Sender
 from app.upstream.transport import Transport, feed_fetcher
@@ -73,13 +76,14 @@ def create_app(config: Config, *, send: Sender | None = None,
     """
     store = SnapshotStore(clock)
     hang_ups = HangUpWatch()
-    feeds = _feeds(config, store)
+    shared = runtime_directory()
+    feeds = _feeds(config, store, clock, shared)
+    sticky = _sticky_store(config, clock, shared)
     transport = _transport(config)
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
-    proxy = Proxy(config, store, _sticky_store(config, clock), _client_keys(config), attempts,
-                  hang_ups, clock)
+    proxy = Proxy(config, store, sticky, _client_keys(config), attempts, hang_ups, clock)
 
     app = Flask("app", static_folder=None)
     # A path is taken as it came, or not at all.
@@ -126,10 +130,15 @@ def _transport(config: Config) -> Transport:
                      pool_size=config.worker_connections)
 
 
-def _sticky_store(config: Config, clock: Callable[[], float]) -> StickyStore:
+def _sticky_store(config: Config, clock: Callable[[], float],
+                  shared: pathlib.Path | None) -> StickyStore:
     if not config.sticky_ttl_secs or not config.sticky_max_entries:
         return NoStickiness()
-    return MemoryStickyStore(config.sticky_ttl_secs, config.sticky_max_entries, clock)
+    place = shared / "sticky.sqlite" if shared else pathlib.Path(":memory:")
+    embedded = EmbeddedStickyStore(place, config.sticky_ttl_secs, config.sticky_max_entries, clock)
+    if not config.sticky_url:
+        return embedded
+    return DistributedStickyStore(config.sticky_url, config.sticky_ttl_secs, embedded, clock)
 
 
 def _client_keys(config: Config) -> ClientKeys:
@@ -137,23 +146,31 @@ def _client_keys(config: Config) -> ClientKeys:
     return ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted)
 
 
-def _feeds(config: Config, store: SnapshotStore) -> list[Feed[Any]]:
+def _feeds(config: Config, store: SnapshotStore, clock: Callable[[], float],
+           shared: pathlib.Path | None) -> list[Feed[Any]]:
+    directory = pathlib.Path(config.state_dir) if config.state_dir else shared
+
     def fetcher(url: str) -> Callable[[], bytes]:
         return feed_fetcher(url, timeout_s=config.control_plane_timeout_ms / 1000,
                             max_bytes=_LARGEST_FEED_BYTES)
 
-    def shown(take: Callable[[Any], None]) -> Callable[[Any], None]:
-        def take_and_show(content: Any) -> None:
-            take(content)
+    def saved(name: str) -> SavedFeed | None:
+        return SavedFeed(directory / f"{name}.feed", name, time.time) if directory else None
+
+    def shown(take: Callable[[Any, float], None]) -> Callable[[Any, float], None]:
+        def take_and_show(content: Any, age_s: float) -> None:
+            take(content, age_s)
             _show(store)
         return take_and_show
 
     _show(store)
     return [
         Feed("models", fetcher(config.models_url),
-             functools.partial(parse_models, pause=pause), shown(store.replace_allowlist)),
+             functools.partial(parse_models, pause=pause), shown(store.replace_allowlist),
+             config.models_refresh_ms / 1000, saved("models"), clock),
         Feed("utilization", fetcher(config.utilization_url),
-             functools.partial(parse_utilization, pause=pause), shown(store.replace_rows)),
+             functools.partial(parse_utilization, pause=pause), shown(store.replace_rows),
+             config.utilization_refresh_ms / 1000, saved("utilization"), clock),
     ]
 
 

@@ -46,6 +46,8 @@ unfinished_streams_total = Counter(
     _PREFIX + "unfinished_streams", "Event streams that ended properly but without [DONE].")
 resends_total = Counter(
     _PREFIX + "resends", "Requests sent again because a pooled connection was stale.")
+sticky_errors_total = Counter(
+    _PREFIX + "sticky_errors", "Calls to a sticky store that failed, by store.", ["store"])
 
 _ready_snapshot_taken_at = Gauge(
     _PREFIX + "ready_snapshot_taken_at", "When the ranking was fetched.",

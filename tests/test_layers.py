@@ -5,11 +5,11 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A layer may import itself where it is a package, and those before it.
-LAYERS = ["errors config logs metrics journal eventloop".split(), ["routing"], ["sticky"],
+LAYERS = ["errors config logs metrics runtime journal eventloop".split(), ["routing"], ["sticky"],
           ["upstream"], ["control"], ["routes"], ["factory"], ["wsgi", "worker"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What the modules of the first layer may import of each other.
-BASE = {"errors": set(), "config": set(), "logs": set(), "metrics": set(),
+BASE = {"errors": set(), "config": set(), "logs": set(), "metrics": set(), "runtime": set(),
         "journal": {"metrics"}, "eventloop": {"errors"}}
 
 
@@ -60,6 +60,8 @@ def test_each_library_has_its_door():
     assert importers("gunicorn") == {"app/worker.py"}
     assert importers("environs") == {"app/config.py"}
     assert importers("prometheus_client") == {"app/metrics.py"}
+    assert importers("redis") == {"app/sticky/distributed.py"}
+    assert importers("sqlite3") == {"app/sticky/embedded.py"}
     assert importers("marshmallow") == {"app/control/schemas.py"}
 
 

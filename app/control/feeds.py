@@ -1,56 +1,94 @@
 """Fetch a feed, read it, put it in place of the last one; or keep the last one.
 
-Source: specs/003 R7-R10.
+What one worker has fetched serves the others: each looks into the shared file first, and fetches
+by itself when nothing there is new enough.
+
+Source: specs/003 R7-R12.
 """
 
 import logging
 from collections.abc import Callable, Sized
 from typing import Generic, TypeVar
 
+from app.control.saved import SavedFeed
 from app.errors import FetchFailed
 
 logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content", bound=Sized)
 
+# A document younger than this part of the interval need not be fetched again.
+_FRESH = 0.8
+
 
 class Feed(Generic[Content]):
     """One control-plane document and what becomes of it.
 
-    name   for the log
-    fetch  returns the document's bytes; raises FetchFailed
-    parse  document -> content, number of bad entries dropped; raises FetchFailed
-    store  takes the new content
+    name        for the log
+    fetch       returns the document's bytes; raises FetchFailed
+    parse       document -> content, number of bad entries dropped; raises FetchFailed
+    store       takes the new content and its age in seconds
+    interval_s  between two refreshes
+    saved       where documents are shared and kept; None: nowhere
+    clock       returns seconds, monotonic
     """
 
     def __init__(self, name: str, fetch: Callable[[], bytes],
                  parse: Callable[[bytes], tuple[Content, int]],
-                 store: Callable[[Content], None]) -> None:
+                 store: Callable[[Content, float], None], interval_s: float,
+                 saved: SavedFeed | None, clock: Callable[[], float]) -> None:
         self.name = name
         self._fetch = fetch
         self._parse = parse
         self._store = store
+        self._fresh_s = interval_s * _FRESH
+        self._saved = saved
+        self._clock = clock
+        self._taken_at: float | None = None
         self._failing = False
 
     def refresh(self) -> bool:
-        """Fetch once.
+        """Bring the content up to date.
 
         Returns  whether it worked; after a failure the last good content stays in place
         Cost     I/O; switches greenlets
 
         Failure and recovery are logged once per change of state, not once per tick.
         """
+        self._take_saved()
+        if self._taken_at is not None and self._clock() - self._taken_at < self._fresh_s:
+            return True
         try:
-            content, dropped = self._parse(self._fetch())
+            document = self._fetch()
+            self._take(document, 0.0)
         except FetchFailed as error:
             if not self._failing:
                 logger.warning("feed refresh fails", extra={"feed": self.name, "why": str(error)})
             self._failing = True
             return False
-        self._store(content)
         if self._failing:
             logger.info("feed refresh works again", extra={"feed": self.name})
         self._failing = False
-        logger.debug("feed refreshed", extra={
-            "feed": self.name, "entries": len(content), "dropped": dropped})
+        if self._saved is not None:
+            self._saved.write(document)
         return True
+
+    def _take_saved(self) -> None:
+        saved = None if self._saved is None else self._saved.read_new()
+        if saved is None or self._saved is None:
+            return
+        age_s = self._saved.age_s(saved)
+        if self._taken_at is not None and self._clock() - age_s <= self._taken_at:
+            return
+        try:
+            self._take(saved.document, age_s)
+        except FetchFailed as error:
+            logger.warning("saved feed ignored", extra={"feed": self.name, "why": str(error)})
+
+    def _take(self, document: bytes, age_s: float) -> None:
+        content, dropped = self._parse(document)
+        self._store(content, age_s)
+        self._taken_at = self._clock() - age_s
+        logger.debug("feed refreshed", extra={
+            "feed": self.name, "entries": len(content), "dropped": dropped,
+            "age_ms": round(age_s * 1000)})

@@ -94,10 +94,11 @@ class Proxy:
 
     def _attempt(self, environ: Mapping[str, str], record: RequestRecord, body: bytes,
                  field: ModelField, route: Route) -> Committed:
-        client_key = ""
+        client_key, choice = "", None
         if route.mode is not Mode.DIRECT:
             client_key = self.client_keys.derive(environ)
-            route = route.preferring(self.sticky.get(client_key))
+            choice = self.sticky.get(client_key)
+            route = route.preferring(choice)
 
         def on_attempt(attempt: Attempt) -> None:
             record.attempts.append({
@@ -119,7 +120,7 @@ class Proxy:
             route.candidates, body_for, upstream_headers(environ, record.request_id),
             header_timeout_ms / 1000, on_attempt)
         if client_key and 200 <= committed.response.status < 300:
-            self.sticky.put(client_key, committed.model)
+            self.sticky.put(client_key, committed.model, choice)
         return committed
 
     def _respond(self, environ: dict[str, Any], record: RequestRecord, route: Route,

@@ -65,19 +65,24 @@ class SnapshotStore:
         self.allowlist: Allowlist | None = None
         self.snapshot: Snapshot | None = None
 
-    def replace_allowlist(self, ids: Iterable[str]) -> None:
+    def replace_allowlist(self, ids: Iterable[str], age_s: float = 0.0) -> None:
         """Take a new allowlist and filter the last rows by it at once.
 
-        Cost: O(n log n) in the rows.
+        age_s  how long ago it was fetched, seconds
+        Cost   O(n log n) in the rows
         """
-        self.allowlist = Allowlist(frozenset(ids), self._clock())
+        self.allowlist = Allowlist(frozenset(ids), self._clock() - age_s)
         if self.snapshot is not None:
             self._rank(self.snapshot.taken_at)
 
-    def replace_rows(self, rows: Iterable[UtilizationRow]) -> None:
-        """Take a new utilization feed. Cost: O(n log n) in the rows."""
+    def replace_rows(self, rows: Iterable[UtilizationRow], age_s: float = 0.0) -> None:
+        """Take a new utilization feed.
+
+        age_s  how long ago it was fetched, seconds
+        Cost   O(n log n) in the rows
+        """
         self._rows = tuple(rows)
-        self._rank(self._clock())
+        self._rank(self._clock() - age_s)
 
     def _rank(self, taken_at: float) -> None:
         ids = self.allowlist.ids if self.allowlist is not None else frozenset()

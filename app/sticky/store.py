@@ -3,7 +3,7 @@
 An entry is a client key and the model that last answered that client. Stores may do I/O and may
 switch greenlets; they never raise: a store in trouble costs stickiness, not a request.
 
-Source: specs/005 R4-R6.
+Source: specs/005 R4-R7.
 """
 
 from typing import Protocol
@@ -15,8 +15,11 @@ class StickyStore(Protocol):
     def get(self, client_key: str) -> str | None:
         """Return the client's model, or None if there is no live entry."""
 
-    def put(self, client_key: str, model: str) -> None:
-        """Keep `model` for the client; its life starts anew."""
+    def put(self, client_key: str, model: str, known: str | None) -> None:
+        """Keep `model` for the client; its life starts anew.
+
+        known  what `get` said for this request: a store need not write what it has
+        """
 
     def discard(self, client_key: str, model: str) -> None:
         """Forget the client's entry if it names `model`; another's success is not undone."""
@@ -29,7 +32,7 @@ class NoStickiness:
         """Return None."""
         return None
 
-    def put(self, client_key: str, model: str) -> None:
+    def put(self, client_key: str, model: str, known: str | None) -> None:
         """Do nothing."""
 
     def discard(self, client_key: str, model: str) -> None:

@@ -1,5 +1,6 @@
 """Feeds and their refresh, in process: `responses` answers instead of the network."""
 
+import itertools
 import json
 
 import msgspec
@@ -8,6 +9,7 @@ import requests
 import responses
 
 from app.control.feeds import Feed
+from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
 from app.errors import FetchFailed
@@ -129,12 +131,100 @@ def test_a_feed_keeps_what_it_had_and_tells_of_changes_once(caplog):
     """003-R7"""
     stored, documents = [], [dumped(models_feed(["a"])), b"junk", b"junk", dumped(models_feed("b"))]
     feed = Feed("models", lambda: documents.pop(0), lambda d: parse_models(d, pause),
-                stored.append)
+                lambda content, age_s: stored.append(content), 10.0, None,
+                itertools.count(step=10).__next__)
     with caplog.at_level("INFO"):
         assert [feed.refresh() for _ in range(4)] == [True, False, False, True]
     assert stored == [frozenset("a"), frozenset("b")]
     assert [record.message for record in caplog.records] == [
         "feed refresh fails", "feed refresh works again"]
+
+
+class Host:
+    """A host's clocks and one saved feed for several workers."""
+
+    def __init__(self, path):
+        self.now, self.path, self.fetches = 1000.0, path, []
+        self.answer = dumped(models_feed(["a"]))
+
+    def fetch(self):
+        self.fetches.append(self.now)
+        if self.answer is None:
+            raise FetchFailed("down")
+        return self.answer
+
+    def worker(self):
+        """Return a worker's feed and what it has stored, as (content, age in seconds)."""
+        stored = []
+        saved = SavedFeed(self.path, "models", lambda: 1.7e9 + self.now)
+        return Feed("models", self.fetch, lambda d: parse_models(d, pause),
+                    lambda *content: stored.append(content), 10.0, saved,
+                    lambda: self.now), stored
+
+
+def test_workers_share_what_one_has_fetched_and_each_fetches_when_the_others_do_not(tmp_path):
+    """003-R12"""
+    host = Host(tmp_path / "models.feed")
+    (one, _), (two, stored) = host.worker(), host.worker()
+    assert one.refresh() and two.refresh()
+    assert host.fetches == [1000.0] and stored == [(frozenset("a"), 0.0)]
+    host.now += 9.0
+    host.answer = dumped(models_feed(["b"]))
+    assert two.refresh()
+    host.now += 1.0
+    assert one.refresh()
+    assert host.fetches == [1000.0, 1009.0]
+    host.now += 9.0
+    assert two.refresh() and len(host.fetches) == 3
+    late, stored = host.worker()
+    host.answer = None
+    host.now += 2.0
+    assert late.refresh()
+    assert stored == [(frozenset("b"), 2.0)] and len(host.fetches) == 3
+
+
+def test_a_restart_while_the_feed_is_down_begins_with_what_was_saved_at_its_true_age(tmp_path):
+    """003-R11"""
+    host = Host(tmp_path / "models.feed")
+    host.worker()[0].refresh()
+    host.answer = None
+    host.now += 500.0
+    after, stored = host.worker()
+    assert not after.refresh()
+    assert stored == [(frozenset("a"), 500.0)]
+    host.now -= 3000.0  # the wall clock was set back: from the future is as good as new
+    again, stored = host.worker()
+    again.refresh()
+    assert stored == [(frozenset("a"), 0.0)]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: b"", lambda data: data[:-1], lambda data: data + b" ", lambda data: data[40:],
+    lambda data: data.replace(b'"feed": "models"', b'"feed": "others"'),
+    lambda data: data.replace(b"a", b"b"), lambda data: b"\0" * len(data),
+    lambda data: b"[]\n" + data, lambda data: b"{}\n{}"])
+def test_a_file_that_is_not_what_it_says_is_ignored_with_one_line(tmp_path, caplog, damage):
+    """003-R11"""
+    host = Host(tmp_path / "models.feed")
+    host.worker()[0].refresh()
+    host.path.write_bytes(damage(host.path.read_bytes()))
+    host.answer = None
+    feed, stored = host.worker()
+    for _ in range(3):
+        feed.refresh()
+    assert not stored
+    assert [r.message for r in caplog.records] == ["saved feed ignored", "feed refresh fails"]
+
+
+def test_a_directory_that_cannot_be_written_costs_the_file_and_nothing_else(tmp_path, caplog):
+    """003-R11"""
+    host = Host(tmp_path / "gone" / "models.feed")
+    feed, stored = host.worker()
+    for _ in range(3):
+        assert feed.refresh()
+        host.now += 10.0
+    assert len(stored) == 3
+    assert [record.message for record in caplog.records] == ["saving feed"]
 
 
 def test_a_job_that_fails_is_run_again_and_stopped_at_once(caplog):

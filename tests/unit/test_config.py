@@ -52,6 +52,7 @@ def test_every_spelling_of_yes_and_no(environment, text, value):
     ("BACKEND_BASE_URL", "http://x?"), ("BACKEND_BASE_URL", "http://x/#"),
     ("HTTPS_PROXY", "socks5://x:1"), ("HTTPS_PROXY", "http://x:port"),
     ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("WORKER_CONNECTIONS", "100001"),
+    ("STATE_DIR", "/nowhere"),
     ("UTILIZATION_URL", "https://"), ("TRUSTED_PROXY_CIDRS", "localhost"), ("LOG_LEVEL", ""),
 ])
 def test_a_bad_value_is_refused_with_name_value_and_what_was_expected(environment, name, value):
@@ -97,6 +98,20 @@ def test_a_secret_that_is_no_text_is_refused_and_not_shown(environment):
     with pytest.raises(ConfigError) as caught:
         environment(STICKY_HASH_SECRET="hunter2\udcff")
     assert str(caught.value) == "STICKY_HASH_SECRET: got '****', expected text in UTF-8."
+
+
+def test_a_shared_store_needs_a_secret_that_its_replicas_share(environment):
+    """005-R9"""
+    with pytest.raises(ConfigError) as caught:
+        environment(STICKY_URL="redis://localhost")
+    assert str(caught.value) == (
+        "STICKY_HASH_SECRET: got '', expected a secret that all replicas share, "
+        "with a STICKY_URL.")
+    for url in ("redis://:pw@h:1/0", "rediss://h", "unix:///run/redis.sock?db=1"):
+        config = environment(STICKY_URL=url, STICKY_HASH_SECRET="s")
+        assert config.sticky_url == url and "pw" not in repr(config) + str(config.effective())
+    with pytest.raises(ConfigError, match="STICKY_URL"):
+        environment(STICKY_URL="http://h", STICKY_HASH_SECRET="s")
 
 
 def test_a_proxys_password_is_starred(environment):

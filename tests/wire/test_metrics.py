@@ -92,7 +92,7 @@ def test_counts_survive_a_killed_worker_and_its_requests_are_no_longer_active():
 def test_a_normal_stop_leaves_no_files_behind():
     """001-R13"""
     def left():
-        return {name for name in os.listdir("/dev/shm") if name.startswith("router-metrics-")}
+        return {name for name in os.listdir("/dev/shm") if name.startswith("chutes-router-")}
 
     before = left()
     with Upstream() as upstream, Router(upstream.url) as router:

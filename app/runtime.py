@@ -1,0 +1,55 @@
+"""A private directory that the processes of one router share, for as long as it runs.
+
+The master makes it before it forks and holds a lock in it, which the kernel lets go of however
+the master and its workers end; the next master removes what was left by one that was killed.
+
+gunicorn's configuration file imports this module before gevent has patched anything.
+
+Source: specs/005 R8, specs/001 R13.
+"""
+
+import fcntl
+import os
+import pathlib
+import shutil
+import tempfile
+
+_PREFIX = "chutes-router-"
+_LOCK = "lock"
+
+
+def make_runtime_directory() -> str:
+    """Make the directory, lock it for the life of this process and its children, return its path.
+
+    In shared memory where there is any: what is in it is mapped, or written at every request,
+    and must not cost a disk write. Readable by this user only.
+    """
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    _remove_abandoned(pathlib.Path(parent))
+    path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    # Never closed: the kernel lets go of the lock when the last process that has it is gone.
+    lock = os.open(os.path.join(path, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return path
+
+
+def remove_runtime_directory(path: str) -> None:
+    """Remove the directory with all that is in it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_abandoned(parent: pathlib.Path) -> None:
+    for path in parent.glob(_PREFIX + "*"):
+        try:
+            lock = os.open(path / _LOCK, os.O_RDWR)
+        except OSError:
+            # Another user's, or a master's that is about to make its lock.
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)

@@ -1,0 +1,183 @@
+"""The embedded sticky store against a plain model of it, and in trouble."""
+
+import logging
+import multiprocessing
+import pathlib
+import sqlite3
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from app.sticky.embedded import EmbeddedStickyStore
+from app.sticky.store import NoStickiness
+
+TTL_S, BOUND = 10.0, 3
+MEMORY = pathlib.Path(":memory:")
+CLIENTS, MODELS = st.sampled_from("uvwxyz"), st.sampled_from("ab")
+
+
+class StickyTable(RuleBasedStateMachine):
+    """005-R4, 005-R5, 005-R6: what is kept, for how long, and what goes first."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+        self.store = EmbeddedStickyStore(MEMORY, TTL_S, BOUND, lambda: self.now)
+        self.model = {}  # client -> (model, last use), least recently used first
+
+    @rule(client=CLIENTS, model=MODELS)
+    def put(self, client, model):
+        self.now += 0.25  # two uses are never at the same time
+        self.store.put(client, model, self.store.get(client))
+        self.model.pop(client, None)
+        self.model[client] = (model, self.now)
+        while len(self.model) > BOUND:
+            del self.model[next(iter(self.model))]
+
+    @rule(client=CLIENTS)
+    def get(self, client):
+        kept, used_at = self.model.get(client, (None, 0.0))
+        if kept is not None and self.now - used_at >= TTL_S:
+            kept = self.model.pop(client) and None
+        assert self.store.get(client) == kept
+
+    @rule(client=CLIENTS, model=MODELS)
+    def discard(self, client, model):
+        self.store.discard(client, model)
+        if self.model.get(client, (None,))[0] == model:
+            del self.model[client]
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, TTL_S]))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @invariant()
+    def bounded(self):
+        assert len(self.store) <= BOUND
+
+    def teardown(self):
+        self.store.close()
+
+
+StickyTable.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
+TestStickyTable = StickyTable.TestCase
+
+
+def test_an_entry_lives_from_its_last_use():
+    """005-R6"""
+    now = [0.0]
+    store = EmbeddedStickyStore(MEMORY, 10.0, 5, lambda: now[0])
+    store.put("client", "m", None)
+    now[0] = 9.0
+    store.put("client", "m", "m")
+    now[0] = 18.9
+    assert store.get("client") == "m"
+    now[0] = 19.0
+    assert store.get("client") is None
+    store.close()
+
+
+def test_switched_off_it_keeps_nothing():
+    """005-R6"""
+    store = NoStickiness()
+    store.put("client", "m", None)
+    store.discard("client", "m")
+    assert store.get("client") is None
+
+
+def test_what_the_same_age_says_is_not_written_again(tmp_path):
+    """005-R8"""
+    now = [0.0]
+    store = EmbeddedStickyStore(tmp_path / "s", 1000.0, 5, lambda: now[0])
+    store.put("client", "m", None)
+    changes = store._connection.total_changes
+    now[0] = 0.5
+    store.put("client", "m", "m")
+    assert store._connection.total_changes == changes
+    now[0] = 2.0
+    store.put("client", "m", "m")
+    assert store._connection.total_changes > changes
+    store.close()
+
+
+def write_many(path, number):
+    store = EmbeddedStickyStore(path, 60.0, 50, iter(range(10**6)).__next__)
+    for n in range(500):
+        store.put(f"client {number} {n % 60}", "m", None)
+        store.get(f"client {1 - number} {n % 60}")
+        store.discard(f"client {number} {(n + 30) % 60}", "m")
+    store.close()
+
+
+def test_two_processes_write_at_once_and_the_count_stays_right(tmp_path):
+    """005-R8"""
+    path = tmp_path / "s"
+    fork = multiprocessing.get_context("spawn")
+    processes = [fork.Process(target=write_many, args=(path, number)) for number in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        [(entries,)] = connection.execute("SELECT entries FROM size")
+        [(rows,)] = connection.execute("SELECT count(*) FROM sticky")
+    connection.close()
+    assert entries == rows <= 50
+
+
+def corrupt(path):
+    path.write_bytes(b"SQLite format 3\0" + b"junk" * 2000)
+
+
+def foreign(path):
+    path.write_bytes(b"not a database at all")
+
+
+def directory(path):
+    path.mkdir()
+
+
+@pytest.mark.parametrize("trouble", [corrupt, foreign, directory])
+def test_a_store_that_cannot_be_opened_costs_stickiness_and_nothing_else(
+        tmp_path, caplog, trouble):
+    """005-R7"""
+    trouble(tmp_path / "s")
+    with caplog.at_level(logging.INFO):
+        store = EmbeddedStickyStore(tmp_path / "s", 60.0, 5, lambda: 0.0)
+        store.put("client", "m", None)
+        assert store.get("client") is None
+        store.discard("client", "m")
+    assert len(caplog.records) == 1 and caplog.records[0].failing
+    store.close()
+
+
+def test_a_locked_store_is_not_waited_for_and_recovers(tmp_path, caplog):
+    """005-R7"""
+    store = EmbeddedStickyStore(tmp_path / "s", 60.0, 5, lambda: 1.0)
+    holder = sqlite3.connect(tmp_path / "s", isolation_level=None)
+    with caplog.at_level(logging.INFO):
+        holder.execute("BEGIN EXCLUSIVE")
+        for _ in range(3):
+            store.put("client", "m", None)
+        holder.execute("ROLLBACK")
+        store.put("client", "m", None)
+    assert store.get("client") == "m"
+    assert [record.failing for record in caplog.records] == [True, False]
+    holder.close()
+    store.close()
+
+
+def test_a_disk_that_is_full_costs_stickiness_and_nothing_else(tmp_path, caplog):
+    """005-R7"""
+    store = EmbeddedStickyStore(tmp_path / "s", 60.0, 10**6, lambda: 1.0)
+    store._connection.execute("PRAGMA max_page_count = 20")
+    with caplog.at_level(logging.INFO):
+        for number in range(3000):
+            store.put(f"client {number}", "m", None)
+    assert caplog.records and caplog.records[0].failing
+    assert store.get("client 0") == "m"
+    store.close()
