@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 
-from app.config import RUNTIME_DIRECTORY, ConfigError, load_config
+from app.config import RUNTIME_DIRECTORY, RUNTIME_OWNER, ConfigError, load_config
 from app.logs import logging_config
 from app.runtime import make_runtime_directory, remove_runtime_directory
 
@@ -44,8 +44,10 @@ secure_scheme_headers: dict[str, str] = {}
 control_socket_disable = True
 
 # What the workers share: counters, sticky choices, fetched feeds. At a reload this file is read
-# again, by the same master: what it made stays.
-if RUNTIME_DIRECTORY not in os.environ:
+# again by the same master, and what it made stays; at an upgrade (USR2) another master inherits
+# the environment, and makes its own.
+if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
+    os.environ[RUNTIME_OWNER] = str(os.getpid())
     os.environ[RUNTIME_DIRECTORY] = make_runtime_directory()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[RUNTIME_DIRECTORY] + "/metrics"
     os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])

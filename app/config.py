@@ -21,6 +21,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Set by gunicorn.conf.py, for its workers; no setting of an operator's.
 RUNTIME_DIRECTORY = "CHUTES_ROUTER_RUNTIME_DIRECTORY"
+RUNTIME_OWNER = "CHUTES_ROUTER_RUNTIME_OWNER"
 
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))

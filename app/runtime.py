@@ -26,10 +26,14 @@ def make_runtime_directory() -> str:
     """
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
     _remove_abandoned(pathlib.Path(parent))
-    path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    # Under another name until it is locked: a master that starts at the same moment must not
+    # take it for abandoned.
+    unlocked = tempfile.mkdtemp(prefix="." + _PREFIX, dir=parent)
     # Never closed: the kernel lets go of the lock when the last process that has it is gone.
-    lock = os.open(os.path.join(path, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
+    lock = os.open(os.path.join(unlocked, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    path = os.path.join(parent, os.path.basename(unlocked)[1:])
+    os.rename(unlocked, path)
     return path
 
 
@@ -43,7 +47,7 @@ def _remove_abandoned(parent: pathlib.Path) -> None:
         try:
             lock = os.open(path / _LOCK, os.O_RDWR)
         except OSError:
-            # Another user's, or a master's that is about to make its lock.
+            # Another user's, or removed in this moment.
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -155,6 +155,24 @@ def test_killed_in_the_middle_of_writing_everything_still_opens(upstream, tmp_pa
     assert runtime_directories() == before
 
 
+def test_a_reload_keeps_the_choices_and_another_router_leaves_them_alone(upstream):
+    """005-R8"""
+    before = runtime_directories()
+    who = {"Authorization": "Bearer one-token"}
+    with Router(upstream.url) as router:
+        router.wait_until_fed()
+        assert picked(router.chat("c,a", headers=who)) == "c"
+        with Router(upstream.url):
+            assert len(runtime_directories() - before) == 2
+        assert len(runtime_directories() - before) == 1
+        router.process.send_signal(signal.SIGHUP)
+        router.wait_for_lines(lambda line: line["message"] == "worker ready", 2)
+        router.wait_for_lines(lambda line: "Worker exiting" in line["message"])
+        assert picked(router.chat("a,c", headers=who)) == "c"
+        assert len(runtime_directories() - before) == 1
+    assert runtime_directories() == before
+
+
 def test_a_restart_while_both_feeds_are_down_routes_from_what_was_saved(upstream, tmp_path):
     """003-R11"""
     with Router(upstream.url, STATE_DIR=str(tmp_path)) as router:
