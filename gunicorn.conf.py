@@ -4,6 +4,7 @@ Only light modules may be imported here: gevent patches the standard library in 
 after this file has run.
 """
 
+import atexit
 import os
 import secrets
 import sys
@@ -53,6 +54,13 @@ if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
     os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
+@atexit.register
+def leave_nothing_behind():
+    """Remove what the master made, however it ends; its workers inherit this, but are not it."""
+    if os.environ[RUNTIME_OWNER] == str(os.getpid()):
+        remove_runtime_directory(os.environ[RUNTIME_DIRECTORY])
+
+
 def on_starting(server):
     """Say once, in the master, what the service runs with."""
     server.log.info("configuration", extra={"environment": settings.effective()})
@@ -69,11 +77,6 @@ def child_exit(server, worker):
     # Too early for a module-level import: it opens the door to half the network library.
     from prometheus_client.multiprocess import mark_process_dead
     mark_process_dead(worker.pid)
-
-
-def on_exit(server):
-    """Leave nothing behind."""
-    remove_runtime_directory(os.environ[RUNTIME_DIRECTORY])
 
 
 def worker_exit(server, worker):

@@ -19,6 +19,8 @@ from environs import Env, EnvValidationError, ValidationError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_REDIS_URL = re.compile(r"rediss?://[^\s/?#]+(/[0-9]{0,4})?|unix://[^\s?#]*/[^\s?#]+(\?db=[0-9]+)?")
+
 # Set by gunicorn.conf.py, for its workers; no setting of an operator's.
 RUNTIME_DIRECTORY = "CHUTES_ROUTER_RUNTIME_DIRECTORY"
 RUNTIME_OWNER = "CHUTES_ROUTER_RUNTIME_OWNER"
@@ -111,6 +113,12 @@ def _proxy(text: str) -> str:
     return text
 
 
+def _directory(text: str) -> str:
+    if text and not os.path.isdir(text):
+        raise ValidationError("the path of a directory that exists")
+    return text
+
+
 def _existing_path(text: str) -> str:
     if text and not os.path.exists(text):
         raise ValidationError("the path of a file or directory that exists")
@@ -118,8 +126,13 @@ def _existing_path(text: str) -> str:
 
 
 def _sticky_url(text: str) -> str:
-    if text and not re.fullmatch(r"(rediss?://|unix:///)\S+", text):
-        raise ValidationError("a redis://, rediss:// or unix:// URL")
+    try:
+        usable = not text or _REDIS_URL.fullmatch(text) and urlsplit(text).port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValidationError(
+            "redis://host:port/db, rediss://host:port/db or unix:///path?db=number")
     return text
 
 
@@ -190,7 +203,7 @@ class Config:
         "redis://, rediss:// or unix:// of a store all replicas share; empty: this host's own",
         secret=True)
     state_dir: str = _option(
-        "STATE_DIR", _existing_path, "",
+        "STATE_DIR", _directory, "",
         "directory where the last good feeds survive a restart; empty: in memory only")
     trust_proxy_headers: bool = _option(
         "TRUST_PROXY_HEADERS", _boolean, "false",
@@ -302,4 +315,6 @@ def runtime_directory() -> pathlib.Path | None:
 def _shown(name: str) -> str:
     # What stands before an @ in an address may be a password.
     value = os.environ.get(name, "")
-    return "'****'" if value and ("@" in value or "SECRET" in name) else repr(value)
+    secret = any(field.metadata["secret"] for field in dataclasses.fields(Config)
+                 if field.metadata["name"] == name)
+    return "'****'" if value and ("@" in value or secret) else repr(value)

@@ -15,7 +15,7 @@ from flask import Flask, Response, request
 
 from app import metrics
 from app.config import Config, runtime_directory
-from app.control.feeds import Feed
+from app.control.feeds import LOOKS, Feed
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
@@ -36,6 +36,8 @@ from app.upstream.failover import Attempts, Sender
 from app.upstream.transport import Transport, feed_fetcher
 
 _LARGEST_FEED_BYTES = 32 * 1024 * 1024
+# Ten times the real feeds; a container's shared memory may be 64 MiB for all that is in it.
+_LARGEST_IN_MEMORY_BYTES = 5 * 1024 * 1024
 # Upstreams keep idle connections for some seconds or more.
 _DROP_STALE_S = 5.0
 
@@ -149,13 +151,17 @@ def _client_keys(config: Config) -> ClientKeys:
 def _feeds(config: Config, store: SnapshotStore, clock: Callable[[], float],
            shared: pathlib.Path | None) -> list[Feed[Any]]:
     directory = pathlib.Path(config.state_dir) if config.state_dir else shared
+    urls = {"models": config.models_url, "utilization": config.utilization_url}
 
     def fetcher(url: str) -> Callable[[], bytes]:
         return feed_fetcher(url, timeout_s=config.control_plane_timeout_ms / 1000,
                             max_bytes=_LARGEST_FEED_BYTES)
 
     def saved(name: str) -> SavedFeed | None:
-        return SavedFeed(directory / f"{name}.feed", name, time.time) if directory else None
+        if directory is None:
+            return None
+        most = _LARGEST_FEED_BYTES if config.state_dir else _LARGEST_IN_MEMORY_BYTES
+        return SavedFeed(directory / f"{name}.feed", name, urls[name], most, time.time)
 
     def shown(take: Callable[[Any, float], None]) -> Callable[[Any, float], None]:
         def take_and_show(content: Any, age_s: float) -> None:
@@ -183,5 +189,5 @@ def _show(store: SnapshotStore) -> None:
 
 def _refreshing(config: Config, feeds: list[Feed[Any]]) -> list[PeriodicJob]:
     intervals_ms = (config.models_refresh_ms, config.utilization_refresh_ms)
-    return [PeriodicJob(feed.name, feed.refresh, interval_ms / 1000)
+    return [PeriodicJob(feed.name, feed.refresh, interval_ms / 1000 / LOOKS)
             for feed, interval_ms in zip(feeds, intervals_ms, strict=True)]

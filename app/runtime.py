@@ -16,6 +16,9 @@ import tempfile
 
 _PREFIX = "chutes-router-"
 _LOCK = "lock"
+_SHARED_MEMORY = "/dev/shm"
+# Mapped files that cannot grow end a process (SIGBUS); with less room than this, disk it is.
+_LEAST_ROOM_BYTES = 32 * 1024 * 1024
 
 
 def make_runtime_directory() -> str:
@@ -24,7 +27,7 @@ def make_runtime_directory() -> str:
     In shared memory where there is any: what is in it is mapped, or written at every request,
     and must not cost a disk write. Readable by this user only.
     """
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    parent = _SHARED_MEMORY if _roomy(_SHARED_MEMORY) else tempfile.gettempdir()
     _remove_abandoned(pathlib.Path(parent))
     # Under another name until it is locked: a master that starts at the same moment must not
     # take it for abandoned.
@@ -37,6 +40,14 @@ def make_runtime_directory() -> str:
     return path
 
 
+def _roomy(path: str) -> bool:
+    try:
+        room = os.statvfs(path)
+    except OSError:
+        return False
+    return os.access(path, os.W_OK) and room.f_bavail * room.f_frsize >= _LEAST_ROOM_BYTES
+
+
 def remove_runtime_directory(path: str) -> None:
     """Remove the directory with all that is in it."""
     shutil.rmtree(path, ignore_errors=True)
@@ -45,13 +56,13 @@ def remove_runtime_directory(path: str) -> None:
 def _remove_abandoned(parent: pathlib.Path) -> None:
     for path in parent.glob(_PREFIX + "*"):
         try:
-            lock = os.open(path / _LOCK, os.O_RDWR)
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
             # Another user's, or removed in this moment.
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:
             continue
         else:
             shutil.rmtree(path, ignore_errors=True)

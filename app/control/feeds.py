@@ -7,6 +7,7 @@ Source: specs/003 R7-R12.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sized
 from typing import Generic, TypeVar
 
@@ -17,8 +18,11 @@ logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content", bound=Sized)
 
-# A document younger than this part of the interval need not be fetched again.
-_FRESH = 0.8
+# How often a worker looks whether another has fetched, between two fetches of its own.
+LOOKS = 4
+# A document younger than this part of the interval need not be fetched again: less than the
+# whole, or the jitter of the looks would let every other turn go by.
+_FRESH = 0.87
 
 
 class Feed(Generic[Content]):
@@ -44,20 +48,25 @@ class Feed(Generic[Content]):
         self._fresh_s = interval_s * _FRESH
         self._saved = saved
         self._clock = clock
-        self._taken_at: float | None = None
+        self._taken_at = self._tried_at = -math.inf
         self._failing = False
 
     def refresh(self) -> bool:
-        """Bring the content up to date.
+        """Bring the content up to date; called LOOKS times an interval.
 
-        Returns  whether it worked; after a failure the last good content stays in place
+        Returns  whether the content is up to date; what was there stays in place otherwise
         Cost     I/O; switches greenlets
 
         Failure and recovery are logged once per change of state, not once per tick.
         """
         self._take_saved()
-        if self._taken_at is not None and self._clock() - self._taken_at < self._fresh_s:
+        now = self._clock()
+        if now - self._taken_at < self._fresh_s:
+            self._say_works()
             return True
+        if now - self._tried_at < self._fresh_s:
+            return False
+        self._tried_at = now
         try:
             document = self._fetch()
             self._take(document, 0.0)
@@ -66,19 +75,22 @@ class Feed(Generic[Content]):
                 logger.warning("feed refresh fails", extra={"feed": self.name, "why": str(error)})
             self._failing = True
             return False
-        if self._failing:
-            logger.info("feed refresh works again", extra={"feed": self.name})
-        self._failing = False
+        self._say_works()
         if self._saved is not None:
             self._saved.write(document)
         return True
+
+    def _say_works(self) -> None:
+        if self._failing:
+            logger.info("feed refresh works again", extra={"feed": self.name})
+        self._failing = False
 
     def _take_saved(self) -> None:
         saved = None if self._saved is None else self._saved.read_new()
         if saved is None or self._saved is None:
             return
         age_s = self._saved.age_s(saved)
-        if self._taken_at is not None and self._clock() - age_s <= self._taken_at:
+        if self._clock() - age_s <= self._taken_at:
             return
         try:
             self._take(saved.document, age_s)

@@ -21,7 +21,7 @@ from app.routing.headers import SELECTED_MODEL, client_headers, request_id, upst
 from app.routing.model_field import ModelField, find_model
 from app.routing.selection import Mode, Route, log_name, select
 from app.routing.snapshot import SnapshotStore
-from app.sticky.store import StickyStore
+from app.sticky.store import StickyChoice, StickyStore
 from app.upstream.failover import Attempt, Attempts, Committed
 from app.upstream.relay import Relay
 
@@ -94,11 +94,11 @@ class Proxy:
 
     def _attempt(self, environ: Mapping[str, str], record: RequestRecord, body: bytes,
                  field: ModelField, route: Route) -> Committed:
-        client_key, choice = "", None
+        client_key, choice = "", StickyChoice()
         if route.mode is not Mode.DIRECT:
             client_key = self.client_keys.derive(environ)
             choice = self.sticky.get(client_key)
-            route = route.preferring(choice)
+            route = route.preferring(choice.model)
 
         def on_attempt(attempt: Attempt) -> None:
             record.attempts.append({
@@ -107,8 +107,8 @@ class Proxy:
                 "ms": round(attempt.duration_ms, 1)})
             if attempt.failure is not None:
                 record.failures.append(attempt.failure)
-                if client_key:
-                    self.sticky.discard(client_key, attempt.model)
+                if attempt.model == choice.model:
+                    self.sticky.discard(client_key, choice)
 
         def body_for(model: str) -> bytes:
             return body if route.mode is Mode.DIRECT else field.replaced(body, model)
@@ -119,8 +119,13 @@ class Proxy:
         committed = self.attempts.run(
             route.candidates, body_for, upstream_headers(environ, record.request_id),
             header_timeout_ms / 1000, on_attempt)
-        if client_key and 200 <= committed.response.status < 300:
-            self.sticky.put(client_key, committed.model, choice)
+        try:
+            if client_key and 200 <= committed.response.status < 300:
+                self.sticky.put(client_key, committed.model, choice)
+        except BaseException:
+            # The client left while the store was being written.
+            committed.response.close()
+            raise
         return committed
 
     def _respond(self, environ: dict[str, Any], record: RequestRecord, route: Route,

@@ -13,12 +13,15 @@ import sqlite3
 from collections.abc import Callable
 
 from app.metrics import sticky_errors_total
+from app.sticky.store import StickyChoice
 
 logger = logging.getLogger(__name__)
 
 # SQLite waits for a lock with the whole event loop standing still: hardly at all, then.
 _BUSY_MS = 5
-_OPENING_S = 5.0
+_OPENING_S = 1.0
+# A store that could not be opened is tried again this much later.
+_OPEN_AGAIN_S = 10.0
 # A use that changes nothing but the age is not written again within this part of an entry's life.
 _COALESCED = 0.001
 
@@ -59,36 +62,50 @@ class EmbeddedStickyStore:
 
     def __init__(self, path: pathlib.Path, ttl_s: float, max_entries: int,
                  clock: Callable[[], float]) -> None:
+        self._path = path
         self._ttl_s = ttl_s
+        self._max_entries = max_entries
         self._clock = clock
-        self._failing = False
+        self._failing: set[str] = set()
         self._connection: sqlite3.Connection | None = None
-        self._attempt(lambda: self._open(path, max_entries))
+        self._open_again_at = 0.0
+        self._opened()
 
-    def _open(self, path: pathlib.Path, max_entries: int) -> None:
-        connection = sqlite3.connect(path, timeout=_OPENING_S, isolation_level=None)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.executescript(
-            "BEGIN IMMEDIATE;" + _SCHEMA.format(max_entries=max_entries) + "COMMIT;")
-        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+    def _opened(self) -> sqlite3.Connection | None:
+        """Return the database, opened if it was not and if it is time to try."""
+        if self._connection is None and self._clock() >= self._open_again_at:
+            self._open_again_at = self._clock() + _OPEN_AGAIN_S
+            self._attempt("open", self._open)
+        return self._connection
+
+    def _open(self) -> None:
+        connection = sqlite3.connect(self._path, timeout=_OPENING_S, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.executescript(
+                "BEGIN IMMEDIATE;" + _SCHEMA.format(max_entries=self._max_entries) + "COMMIT;")
+            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        except sqlite3.Error:
+            connection.close()
+            raise
         self._connection = connection
 
-    def get(self, client_key: str) -> str | None:
-        """Return the client's model, or None if there is no live entry."""
-        rows = self._run(_GET, client_key, self._clock() - self._ttl_s)
-        return rows[0][0] if rows else None
+    def get(self, client_key: str) -> StickyChoice:
+        """Look a client up."""
+        rows = self._run("read", _GET, client_key, self._clock() - self._ttl_s)
+        return StickyChoice(rows[0][0] if rows else None)
 
-    def put(self, client_key: str, model: str, known: str | None) -> None:
+    def put(self, client_key: str, model: str, choice: StickyChoice) -> None:
         """Keep `model` for the client; its life starts anew."""
-        self._run(_PUT, client_key, model, self._clock(), self._ttl_s * _COALESCED)
+        self._run("write", _PUT, client_key, model, self._clock(), self._ttl_s * _COALESCED)
 
-    def discard(self, client_key: str, model: str) -> None:
-        """Forget the client's entry if it names `model`."""
-        self._run(_DISCARD, client_key, model)
+    def discard(self, client_key: str, choice: StickyChoice) -> None:
+        """Forget the client's entry if it still names `choice`."""
+        self._run("write", _DISCARD, client_key, choice.model)
 
     def __len__(self) -> int:
-        rows = self._run("SELECT entries FROM size")
+        rows = self._run("read", "SELECT entries FROM size")
         return int(rows[0][0]) if rows else 0
 
     def close(self) -> None:
@@ -96,25 +113,26 @@ class EmbeddedStickyStore:
         if self._connection is not None:
             self._connection.close()
 
-    def _run(self, statement: str, *values: object) -> list[tuple[str]]:
-        connection = self._connection
+    def _run(self, kind: str, statement: str, *values: object) -> list[tuple[str]]:
+        connection = self._opened()
         if connection is None:
             return []
         rows: list[tuple[str]] = []
-        self._attempt(lambda: rows.extend(connection.execute(statement, values)))
+        self._attempt(kind, lambda: rows.extend(connection.execute(statement, values)))
         return rows
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, kind: str, action: Callable[[], None]) -> None:
         try:
             action()
         except sqlite3.Error as error:
             sticky_errors_total.labels("embedded").inc()
-            self._say(failing=True, why=type(error).__name__)
+            self._say(kind, failing=True, why=type(error).__name__)
         else:
-            self._say(failing=False, why="")
+            self._say(kind, failing=False, why="")
 
-    def _say(self, failing: bool, why: str) -> None:
-        if failing is not self._failing:
-            self._failing = failing
-            logger.log(logging.WARNING if failing else logging.INFO, "sticky store",
-                       extra={"store": "embedded", "failing": failing, "why": why})
+    def _say(self, kind: str, failing: bool, why: str) -> None:
+        # By kind: on a full disk reads go on working, and would each say that all is well.
+        if failing is not (kind in self._failing):
+            (self._failing.add if failing else self._failing.discard)(kind)
+            logger.log(logging.WARNING if failing else logging.INFO, "sticky store", extra={
+                "store": "embedded", "kind": kind, "failing": failing, "why": why})

@@ -6,34 +6,46 @@ switch greenlets; they never raise: a store in trouble costs stickiness, not a r
 Source: specs/005 R4-R7.
 """
 
+import dataclasses
 from typing import Protocol
+
+
+@dataclasses.dataclass
+class StickyChoice:
+    """What a store said of a client, handed back to it by the same request.
+
+    model    the client's model, or None if there is no live entry
+    renewed  reading it has started its life anew: it need not be written again
+    spent_s  how long the store has kept this request so far, seconds
+    """
+
+    model: str | None = None
+    renewed: bool = False
+    spent_s: float = 0.0
 
 
 class StickyStore(Protocol):
     """Where sticky choices are kept."""
 
-    def get(self, client_key: str) -> str | None:
-        """Return the client's model, or None if there is no live entry."""
+    def get(self, client_key: str) -> StickyChoice:
+        """Look a client up."""
 
-    def put(self, client_key: str, model: str, known: str | None) -> None:
-        """Keep `model` for the client; its life starts anew.
+    def put(self, client_key: str, model: str, choice: StickyChoice) -> None:
+        """Keep `model` for the client, whose choice was `choice`; its life starts anew."""
 
-        known  what `get` said for this request: a store need not write what it has
-        """
-
-    def discard(self, client_key: str, model: str) -> None:
-        """Forget the client's entry if it names `model`; another's success is not undone."""
+    def discard(self, client_key: str, choice: StickyChoice) -> None:
+        """Forget the client's entry if it still names `choice`; another's success stays."""
 
 
 class NoStickiness:
     """The store when stickiness is switched off: it keeps nothing."""
 
-    def get(self, client_key: str) -> str | None:
-        """Return None."""
-        return None
+    def get(self, client_key: str) -> StickyChoice:
+        """Return no choice."""
+        return StickyChoice()
 
-    def put(self, client_key: str, model: str, known: str | None) -> None:
+    def put(self, client_key: str, model: str, choice: StickyChoice) -> None:
         """Do nothing."""
 
-    def discard(self, client_key: str, model: str) -> None:
+    def discard(self, client_key: str, choice: StickyChoice) -> None:
         """Do nothing."""

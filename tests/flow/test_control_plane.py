@@ -144,7 +144,7 @@ class Host:
     """A host's clocks and one saved feed for several workers."""
 
     def __init__(self, path):
-        self.now, self.path, self.fetches = 1000.0, path, []
+        self.now, self.path, self.fetches, self.url = 1000.0, path, [], URL
         self.answer = dumped(models_feed(["a"]))
 
     def fetch(self):
@@ -156,7 +156,7 @@ class Host:
     def worker(self):
         """Return a worker's feed and what it has stored, as (content, age in seconds)."""
         stored = []
-        saved = SavedFeed(self.path, "models", lambda: 1.7e9 + self.now)
+        saved = SavedFeed(self.path, "models", self.url, 10_000, lambda: 1.7e9 + self.now)
         return Feed("models", self.fetch, lambda d: parse_models(d, pause),
                     lambda *content: stored.append(content), 10.0, saved,
                     lambda: self.now), stored
@@ -202,7 +202,10 @@ def test_a_restart_while_the_feed_is_down_begins_with_what_was_saved_at_its_true
     lambda data: b"", lambda data: data[:-1], lambda data: data + b" ", lambda data: data[40:],
     lambda data: data.replace(b'"feed": "models"', b'"feed": "others"'),
     lambda data: data.replace(b"a", b"b"), lambda data: b"\0" * len(data),
-    lambda data: b"[]\n" + data, lambda data: b"{}\n{}"])
+    lambda data: b"[]\n" + data, lambda data: b"{}\n{}", lambda data: b"[" * 1024 + b"\n",
+    lambda data: data.replace(b'"fetched_at": 1', b'"fetched_at": 1' + b"0" * 400),
+    lambda data: data.replace(b'"fetched_at": 1', b'"fetched_at": -Infinity, "x": 1'),
+    lambda data: data + b"x" * 20_000])
 def test_a_file_that_is_not_what_it_says_is_ignored_with_one_line(tmp_path, caplog, damage):
     """003-R11"""
     host = Host(tmp_path / "models.feed")
@@ -216,8 +219,50 @@ def test_a_file_that_is_not_what_it_says_is_ignored_with_one_line(tmp_path, capl
     assert [r.message for r in caplog.records] == ["saved feed ignored", "feed refresh fails"]
 
 
-def test_a_directory_that_cannot_be_written_costs_the_file_and_nothing_else(tmp_path, caplog):
+def test_a_document_of_another_backend_is_none_of_ours(tmp_path):
     """003-R11"""
+    host = Host(tmp_path / "models.feed")
+    host.worker()[0].refresh()
+    host.url = URL + "/of-another-backend"
+    feed, stored = host.worker()
+    host.answer = dumped(models_feed(["z"]))
+    assert feed.refresh() and stored == [(frozenset("z"), 0.0)]
+
+
+def test_a_worker_says_so_when_another_has_ended_the_outage(tmp_path, caplog):
+    """003-R7, 003-R12"""
+    host = Host(tmp_path / "models.feed")
+    (one, _), (two, _) = host.worker(), host.worker()
+    good, host.answer = host.answer, None
+    with caplog.at_level("INFO"):
+        assert not one.refresh()
+        host.answer = good
+        assert two.refresh() and one.refresh()
+    assert [record.message for record in caplog.records] == [
+        "feed refresh fails", "feed refresh works again"]
+
+
+def test_looks_between_fetches_fetch_nothing_and_a_failure_is_not_retried_at_once(tmp_path):
+    """003-R12"""
+    host = Host(tmp_path / "models.feed")
+    feed, _ = host.worker()
+    for _ in range(20):
+        feed.refresh()
+        host.now += 2.5
+    assert host.fetches == [1000.0, 1010.0, 1020.0, 1030.0, 1040.0]
+    host.answer, host.fetches[:] = None, []
+    for _ in range(8):
+        feed.refresh()
+        host.now += 2.5
+    assert host.fetches == [1050.0, 1060.0]
+
+
+@pytest.mark.parametrize("trouble", ["gone", "a file"])
+def test_a_directory_that_cannot_be_written_costs_the_file_and_nothing_else(
+        tmp_path, caplog, trouble):
+    """003-R11"""
+    if trouble == "a file":
+        (tmp_path / "gone").write_text("in the way")
     host = Host(tmp_path / "gone" / "models.feed")
     feed, stored = host.worker()
     for _ in range(3):

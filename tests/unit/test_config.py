@@ -52,7 +52,7 @@ def test_every_spelling_of_yes_and_no(environment, text, value):
     ("BACKEND_BASE_URL", "http://x?"), ("BACKEND_BASE_URL", "http://x/#"),
     ("HTTPS_PROXY", "socks5://x:1"), ("HTTPS_PROXY", "http://x:port"),
     ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("WORKER_CONNECTIONS", "100001"),
-    ("STATE_DIR", "/nowhere"),
+    ("STATE_DIR", "/nowhere"), ("STATE_DIR", "/etc/hostname"),
     ("UTILIZATION_URL", "https://"), ("TRUSTED_PROXY_CIDRS", "localhost"), ("LOG_LEVEL", ""),
 ])
 def test_a_bad_value_is_refused_with_name_value_and_what_was_expected(environment, name, value):
@@ -110,8 +110,10 @@ def test_a_shared_store_needs_a_secret_that_its_replicas_share(environment):
     for url in ("redis://:pw@h:1/0", "rediss://h", "unix:///run/redis.sock?db=1"):
         config = environment(STICKY_URL=url, STICKY_HASH_SECRET="s")
         assert config.sticky_url == url and "pw" not in repr(config) + str(config.effective())
-    with pytest.raises(ConfigError, match="STICKY_URL"):
-        environment(STICKY_URL="http://h", STICKY_HASH_SECRET="s")
+    for url in ("http://h", "redis://:hunt/er2@h/0", "redis://h:99999/0", "redis://h:0",
+                "redis://h?socket_timeout=abc", "valkey://h/0?password=hunter2", "redis://"):
+        with pytest.raises(ConfigError, match="STICKY_URL: got '\\*\\*\\*\\*'"):
+            environment(STICKY_URL=url, STICKY_HASH_SECRET="s")
 
 
 def test_a_proxys_password_is_starred(environment):

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from app.sticky.embedded import EmbeddedStickyStore
-from app.sticky.store import NoStickiness
+from app.sticky.store import NoStickiness, StickyChoice
 
 TTL_S, BOUND = 10.0, 3
 MEMORY = pathlib.Path(":memory:")
+NOTHING = StickyChoice()
 CLIENTS, MODELS = st.sampled_from("uvwxyz"), st.sampled_from("ab")
 
 
@@ -41,11 +42,11 @@ class StickyTable(RuleBasedStateMachine):
         kept, used_at = self.model.get(client, (None, 0.0))
         if kept is not None and self.now - used_at >= TTL_S:
             kept = self.model.pop(client) and None
-        assert self.store.get(client) == kept
+        assert self.store.get(client).model == kept
 
     @rule(client=CLIENTS, model=MODELS)
     def discard(self, client, model):
-        self.store.discard(client, model)
+        self.store.discard(client, StickyChoice(model))
         if self.model.get(client, (None,))[0] == model:
             del self.model[client]
 
@@ -69,35 +70,35 @@ def test_an_entry_lives_from_its_last_use():
     """005-R6"""
     now = [0.0]
     store = EmbeddedStickyStore(MEMORY, 10.0, 5, lambda: now[0])
-    store.put("client", "m", None)
+    store.put("client", "m", NOTHING)
     now[0] = 9.0
-    store.put("client", "m", "m")
+    store.put("client", "m", NOTHING)
     now[0] = 18.9
-    assert store.get("client") == "m"
+    assert store.get("client").model == "m"
     now[0] = 19.0
-    assert store.get("client") is None
+    assert store.get("client").model is None
     store.close()
 
 
 def test_switched_off_it_keeps_nothing():
     """005-R6"""
     store = NoStickiness()
-    store.put("client", "m", None)
-    store.discard("client", "m")
-    assert store.get("client") is None
+    store.put("client", "m", NOTHING)
+    store.discard("client", StickyChoice("m"))
+    assert store.get("client").model is None
 
 
 def test_what_the_same_age_says_is_not_written_again(tmp_path):
     """005-R8"""
     now = [0.0]
     store = EmbeddedStickyStore(tmp_path / "s", 1000.0, 5, lambda: now[0])
-    store.put("client", "m", None)
+    store.put("client", "m", NOTHING)
     changes = store._connection.total_changes
     now[0] = 0.5
-    store.put("client", "m", "m")
+    store.put("client", "m", NOTHING)
     assert store._connection.total_changes == changes
     now[0] = 2.0
-    store.put("client", "m", "m")
+    store.put("client", "m", NOTHING)
     assert store._connection.total_changes > changes
     store.close()
 
@@ -105,9 +106,9 @@ def test_what_the_same_age_says_is_not_written_again(tmp_path):
 def write_many(path, number):
     store = EmbeddedStickyStore(path, 60.0, 50, iter(range(10**6)).__next__)
     for n in range(500):
-        store.put(f"client {number} {n % 60}", "m", None)
+        store.put(f"client {number} {n % 60}", "m", NOTHING)
         store.get(f"client {1 - number} {n % 60}")
-        store.discard(f"client {number} {(n + 30) % 60}", "m")
+        store.discard(f"client {number} {(n + 30) % 60}", StickyChoice("m"))
     store.close()
 
 
@@ -148,9 +149,9 @@ def test_a_store_that_cannot_be_opened_costs_stickiness_and_nothing_else(
     trouble(tmp_path / "s")
     with caplog.at_level(logging.INFO):
         store = EmbeddedStickyStore(tmp_path / "s", 60.0, 5, lambda: 0.0)
-        store.put("client", "m", None)
-        assert store.get("client") is None
-        store.discard("client", "m")
+        store.put("client", "m", NOTHING)
+        assert store.get("client").model is None
+        store.discard("client", StickyChoice("m"))
     assert len(caplog.records) == 1 and caplog.records[0].failing
     store.close()
 
@@ -162,10 +163,10 @@ def test_a_locked_store_is_not_waited_for_and_recovers(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         holder.execute("BEGIN EXCLUSIVE")
         for _ in range(3):
-            store.put("client", "m", None)
+            store.put("client", "m", NOTHING)
         holder.execute("ROLLBACK")
-        store.put("client", "m", None)
-    assert store.get("client") == "m"
+        store.put("client", "m", NOTHING)
+    assert store.get("client").model == "m"
     assert [record.failing for record in caplog.records] == [True, False]
     holder.close()
     store.close()
@@ -177,7 +178,32 @@ def test_a_disk_that_is_full_costs_stickiness_and_nothing_else(tmp_path, caplog)
     store._connection.execute("PRAGMA max_page_count = 20")
     with caplog.at_level(logging.INFO):
         for number in range(3000):
-            store.put(f"client {number}", "m", None)
+            store.put(f"client {number}", "m", NOTHING)
     assert caplog.records and caplog.records[0].failing
-    assert store.get("client 0") == "m"
+    assert store.get("client 0").model == "m"
+    store.close()
+
+
+def test_a_store_that_could_not_be_opened_is_tried_again(tmp_path):
+    """005-R7"""
+    now = [0.0]
+    foreign(tmp_path / "s")
+    store = EmbeddedStickyStore(tmp_path / "s", 60.0, 5, lambda: now[0])
+    (tmp_path / "s").unlink()
+    store.put("client", "m", NOTHING)
+    assert store.get("client").model is None
+    now[0] = 11.0
+    store.put("client", "m", NOTHING)
+    assert store.get("client").model == "m"
+    store.close()
+
+
+def test_on_a_full_disk_reads_that_work_do_not_say_that_all_is_well(tmp_path, caplog):
+    """005-R7"""
+    store = EmbeddedStickyStore(tmp_path / "s", 60.0, 10**6, lambda: 1.0)
+    store._connection.execute("PRAGMA query_only = 1")
+    with caplog.at_level(logging.INFO):
+        for _ in range(5):
+            store.put("client", "m", store.get("client"))
+    assert [record.kind for record in caplog.records] == ["write"]
     store.close()
