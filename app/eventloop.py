@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import gevent
+import gevent.socket
 from gevent import monkey
 from gevent.event import Event
 
@@ -77,6 +78,24 @@ def readable(sock: socket.socket) -> bool:
     poll = _poll()
     poll.register(sock.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+class FairSocket(gevent.socket.socket):
+    """A client's socket, by which one client cannot keep the event loop to itself.
+
+    Neither by sending without end what costs little to send and much to read, nor by sending
+    requests ahead, for which whoever serves them takes a share before each.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self.share = FairShare()
+
+    def recv(self, *args: int) -> bytes:
+        """Read, after everybody else has had a turn."""
+        self.share.take()
+        data: bytes = super().recv(*args)
+        return data
 
 
 class HangUpGuard:

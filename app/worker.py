@@ -23,6 +23,7 @@ from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, InvalidRespo
 from gunicorn.workers.ggevent import GeventWorker
 
 from app.errors import ApiError, ClientGone, StreamCut
+from app.eventloop import FairSocket
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,12 @@ class RouterWorker(GeventWorker):
         """Serve one connection."""
         if client.family != socket.AF_UNIX:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-        super().handle(listener, client, addr)
+        super().handle(listener, FairSocket(client), addr)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request of a connection."""
+        # Requests sent ahead are served without a wait between them.
+        sock.share.take()
         _check_fields(req)
         body = req.body
 

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.errors import ApiError
-from app.eventloop import FairShare, deadline
+from app.eventloop import deadline
 
 _PIECE = 64 * 1024
-# Of a chunked body: read a byte a chunk, a piece of this size takes the parser 10 ms.
-_CHUNKED_PIECE = 4 * 1024
 _READ_WHOLE = "router.body_read"
 
 
@@ -36,8 +34,7 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> byte
             raise ApiError("request_too_large", f"The body is larger than {max_bytes} bytes.")
         late = ApiError("request_timeout", f"The body was not complete within {timeout_s:g} s.")
         with deadline(timeout_s, late):
-            piece_bytes = _CHUNKED_PIECE if _chunked(environ) else _PIECE
-            body = _read(environ["wsgi.input"], piece_bytes, max_bytes)
+            body = _read(environ["wsgi.input"], max_bytes)
         environ[_READ_WHOLE] = True
         if announced is not None and len(body) < int(announced):
             raise ApiError("invalid_body", "The body ended early.")
@@ -49,12 +46,8 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> byte
 
 def has_unread_body(environ: Mapping[str, Any]) -> bool:
     """Say whether the request announced a body, by either framing, that nobody has read."""
-    announced = environ.get("CONTENT_LENGTH", "0") not in ("", "0") or _chunked(environ)
-    return announced and _READ_WHOLE not in environ
-
-
-def _chunked(environ: Mapping[str, Any]) -> bool:
-    return "HTTP_TRANSFER_ENCODING" in environ
+    announced = environ.get("CONTENT_LENGTH", "0") not in ("", "0")
+    return (announced or "HTTP_TRANSFER_ENCODING" in environ) and _READ_WHOLE not in environ
 
 
 def abandon_body(environ: Mapping[str, Any]) -> None:
@@ -64,14 +57,13 @@ def abandon_body(environ: Mapping[str, Any]) -> None:
         abandon()
 
 
-def _read(stream: Any, piece_bytes: int, max_bytes: int) -> bytes:
+def _read(stream: Any, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
-    size, share = 0, FairShare()
+    size = 0
     while True:
-        share.take()
         try:
             # One byte more than allowed is enough to know.
-            piece = stream.read(min(piece_bytes, max_bytes + 1 - size))
+            piece = stream.read(min(_PIECE, max_bytes + 1 - size))
         except ApiError:
             raise
         except Exception as error:

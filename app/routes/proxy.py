@@ -134,6 +134,9 @@ class Proxy:
         record.selected = log_name(committed.model, self.store.allowlist)
         record.status, record.resent = upstream.status, upstream.resent
         record.committed()
+        if upstream.status in (204, 304):
+            # Without a body there is nothing to relay, and no end of it to see.
+            record.ending = Ending.COMPLETE
         fields = client_headers(upstream.fields)
         if route.mode is not Mode.DIRECT:
             fields.append((SELECTED_MODEL, committed.model))

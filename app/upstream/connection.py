@@ -9,6 +9,7 @@ Source: specs/002 R13, R14; specs/006 W5-W10.
 """
 
 import socket
+import ssl
 import struct
 import time
 import traceback
@@ -145,6 +146,10 @@ class _Exchange(HTTPConnection):
             # this it would stay open until the garbage collector came by.
             traceback.clear_frames(error.__traceback__)
             raise
+        if isinstance(self.sock, ssl.SSLSocket):
+            # An end without TLS's own word for it may be anybody's: it must not pass for the end
+            # of a body that lasts until the connection closes.
+            self.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
         # From here on the caller's deadline holds; the socket's own would cut a slow send.
         self.sock.settimeout(None)
         self._uses = 0
@@ -190,7 +195,7 @@ class _Exchange(HTTPConnection):
         try:
             try:
                 head, rest = self._read_head()
-            except (Disconnected, ConnectionResetError, BrokenPipeError):
+            except (Disconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
                 if self._uses == 1 or self._received:
                     raise
                 self._resend()
@@ -203,6 +208,7 @@ class _Exchange(HTTPConnection):
     def _resend(self) -> None:
         # Not close(): that would also forget the tunnel through a proxy.
         self.sock.close()
+        self._sending = False
         self.connect()
         self._uses += 1
         self.resent = True

@@ -50,7 +50,6 @@ class Relay:
                 yield chunk
         except BODY_ERRORS as error:
             record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, break_cause(error)
-            self._make_cut_visible()
             raise StreamCut from error
         record.ending = Ending.COMPLETE
         record.unfinished = self._event_stream and _DONE not in tail
@@ -67,7 +66,11 @@ class Relay:
             self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
     def close(self) -> None:
-        """Let go of upstream and client. Closing twice is harmless."""
-        self._committed.response.close()
-        self._on_close()
-        self._record.finish()
+        """Let go of upstream and client, whyever it ended. Closing twice is harmless."""
+        if self._record.ending is not Ending.COMPLETE:
+            self._make_cut_visible()
+        try:
+            self._committed.response.close()
+            self._on_close()
+        finally:
+            self._record.finish()

@@ -5,6 +5,7 @@ Each model does what its script says, byte by byte: a script is a function that 
 knows HTTP better than it must, so that a script can break every rule of it.
 """
 
+import contextlib
 import json
 import select
 import socket
@@ -126,8 +127,8 @@ class Upstream:
         return self
 
     def __exit__(self, *_):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        with contextlib.suppress(OSError):
+            self.stop_listening()
         for sock in list(self._open):
             try:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -153,6 +154,11 @@ class Upstream:
             arrived = self._arrived.wait_for(lambda: len(self.seen(model)) >= count, timeout)
         assert arrived, f"no request number {count} for {model}"
         return self.seen(model)[count - 1]
+
+    def stop_listening(self):
+        """Refuse further connections."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
 
     def drop_idle(self):
         """Close the connections on which no request is being answered."""

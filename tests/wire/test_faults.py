@@ -143,6 +143,9 @@ BEFORE_COMMIT = {
     "F5 chunked in HTTP/1.0": (raw(
         b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), CONNECT),
     "F5 protocol switch": (raw(b"HTTP/1.1 101 Go\r\nUpgrade: x\r\n\r\n", "until_closed"), CONNECT),
+    "F5 too many interim": (
+        raw(b"HTTP/1.1 102 Processing\r\n\r\n" * 20 + OK + b"Content-Length: 2\r\n\r\nok"),
+        CONNECT),
     "F6 no headers in time": (stall, HEADER_TIMEOUT),
     "F6 dripped headers": (drip(OK + b"X-Slow: " + b"y" * 500, 0.05), HEADER_TIMEOUT),
     "F6 only interim": (raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", "until_closed"),
@@ -410,6 +413,42 @@ def test_F11_a_connection_gone_stale_in_the_pool_is_no_failed_candidate(
     oracle.holds({("resends_total",): 1})
 
 
+def test_F11_a_connection_that_breaks_after_a_byte_of_the_response_is_no_stale_one(
+        router, upstream, model, oracle):
+    """002-R14, 006-W6, 006-W13"""
+    name, spare = model(), model()
+    upstream.on(name, lambda exchange: complete(b"{}")(exchange) if exchange.turn == 1
+                else raw(b"HTTP/1.1 2", "reset")(exchange))
+    upstream.on(spare, complete(b"{}"))
+    upstream.drop_idle()
+    assert ask(router, name).status == 200
+    answer = ask(router, f"{name},{spare}")
+    assert answer.value("x-chutes-autopilot-selected") == spare
+    assert [exchange.turn for exchange in upstream.seen(name)] == [1, 2]
+    oracle.holds({("failover_reason_total", "upstream_connect_error"): 1})
+
+
+def test_F11_a_resend_that_finds_nobody_is_a_failed_candidate(upstream, model):
+    """002-R14, 006-W6, 006-W13"""
+    with Upstream() as short_lived, Router(
+            upstream.url, BACKEND_BASE_URL=short_lived.url,
+            **SHORT | {"MAX_REQUEST_BYTES": "20000000"}) as alone:
+        alone.wait_until_fed()
+
+        def end_and_be_gone(exchange):
+            complete(b"{}")(exchange)
+            short_lived.stop_listening()
+            exchange.reset()
+
+        short_lived.otherwise(end_and_be_gone)
+        assert ask(alone, LISTED).status == 200
+        answer = ask(alone, f"{LISTED},{public_names()[0]}", padding="x" * 15_000_000)
+        assert (answer.status, answer.error["code"]) == (502, "upstream_connect_error")
+        metrics = alone.metrics()
+        assert metrics["failover_reason_total", "upstream_connect_error"] == 2
+        assert metrics["requests_active",] == 0
+
+
 def test_F21_interim_responses_are_skipped_and_given_to_nobody(router, upstream, model, oracle):
     """006-W7, 006-W13"""
     name = model()
@@ -438,6 +477,17 @@ def test_F22_bytes_behind_a_response_are_nobodys(
         answer = ask(router, name)
         assert (answer.body, answer.ended) == (b"mine", "complete")
     assert len({exchange.number for exchange in upstream.seen(name)}) == 4
+    oracle.holds({})
+
+
+def test_F22_a_connection_its_upstream_means_to_close_is_not_used_again(
+        router, upstream, model, oracle):
+    """006-W9, 006-W13"""
+    name = model()
+    upstream.on(name, complete(b"{}", fields=[("Connection", "close")]))
+    for _ in range(3):
+        assert ask(router, name).status == 200
+    assert len({exchange.number for exchange in upstream.seen(name)}) == 3
     oracle.holds({})
 
 
@@ -530,6 +580,68 @@ def test_an_answer_that_breaks_off_never_looks_complete(
     assert (record["ended"], record["cut_cause"]) == ("cut_by_upstream", cause)
     assert upstream.seen(name)[0].closed.wait(5)
     oracle.holds({("cuts_total", cause): 1})
+
+
+@pytest.fixture(scope="module")
+def secure(upstream, certificate):
+    """A backend that speaks TLS, and a router that trusts it."""
+    with Upstream(tls=certificate) as backend, Router(
+            upstream.url, BACKEND_BASE_URL=backend.url.replace("127.0.0.1", "localhost"),
+            REQUESTS_CA_BUNDLE=certificate, **SHORT) as router:
+        router.wait_until_fed()
+        yield router, backend
+
+
+OVER_TLS = AFTER_COMMIT | {
+    "F13 until close, closed without TLS's word for it": ([], b"first", "close", "reset")}
+
+
+@pytest.mark.parametrize("case", OVER_TLS)
+def test_over_tls_an_answer_that_breaks_off_never_looks_complete_either(secure, model, case):
+    """006-W4, 006-W13"""
+    router, backend = secure
+    fields, data, ending, _ = OVER_TLS[case]
+    name, first_here = model(), threading.Event()
+
+    def break_off(exchange):
+        exchange.head(200, *fields)
+        exchange.send(data)
+        assert ending not in ("reset", "close") or first_here.wait(5)
+        if ending == "drip_size":
+            drip(b"0" * 12 + b";" + b"x" * 200, 0.1)(exchange)
+        else:
+            getattr(exchange, ending)()
+
+    backend.on(name, break_off)
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.sendall(request_bytes(name, name))
+        received = read_until(client, b"first")
+        first_here.set()
+        received += read_to_end(client)
+    assert not received.endswith(b"0\r\n\r\n")
+    assert router.record(name)["ended"] == "cut_by_upstream"
+    assert backend.seen(name)[0].closed.wait(5)
+
+
+def test_a_good_stream_outlives_the_idle_limit_however_its_framing_is_split(
+        router, upstream, model, oracle):
+    """006-W2, 006-W13"""
+    pace = threading.Event()
+
+    def size_then_data(exchange):
+        exchange.head(200, CHUNKED)
+        for _ in range(8):
+            exchange.send(b"5\r\n")
+            pace.wait(0.1)
+            exchange.send(b"piece\r\n")
+            pace.wait(0.1)
+        exchange.chunk(b"")
+
+    name = model()
+    upstream.on(name, size_then_data)
+    answer = ask(router, name)
+    assert (answer.body, answer.ended) == (b"piece" * 8, "complete")
+    oracle.holds({})
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
@@ -673,6 +785,29 @@ def test_F19_a_client_that_stops_reading_is_dropped_and_the_upstream_with_it(
     assert during["resident"] - before["resident"] < 4_000_000
     oracle.holds({("client_gone_total",): 1})
     assert "Traceback" not in json.dumps(router.lines)
+
+
+def test_F19_a_client_of_http_1_0_that_stalled_is_reset_and_not_ended(router, upstream, model):
+    """006-W3, 006-W4, 006-W13"""
+    name = model()
+    upstream.on(name, complete(b"x" * 8_000_000, "chunked"))
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(request_bytes(name, name, b"1.0"))
+        assert router.record(name)["ended"] == "client_gone"
+        with pytest.raises(ConnectionResetError):
+            while client.recv(65536):
+                pass
+
+
+def test_F18_an_upstreams_answer_without_a_body_is_no_client_that_left(
+        router, upstream, model, oracle):
+    """006-W13, 002-R12"""
+    name = model()
+    upstream.on(name, raw(b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n"))
+    answer = ask(router, name)
+    assert (answer.status, answer.body, answer.value("ETag")) == (304, b"", "x")
+    oracle.holds({})
 
 
 def test_F20_a_slow_reader_gets_everything(router, upstream, model, oracle):

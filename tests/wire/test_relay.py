@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.support.router import read_until
+from tests.support.router import read_to_end, read_until
 from tests.support.upstream import complete, pieces, raw, sse
 
 PARTS = [b"data: %d\n\n" % number for number in range(6)]
@@ -173,6 +173,46 @@ def test_one_fast_stream_does_not_keep_the_worker_from_others(router, upstream, 
         assert [router.get("/healthz").status for _ in range(20)] == [200] * 20
         enough.set()
         reader.join(10)
+
+
+FLOODS = {
+    "requests sent ahead": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 500,
+    "a byte a chunk": b"1\r\nx\r\n" * 10_000,
+    "an extension a chunk": (b"1;" + b"x" * 8000 + b"\r\nx\r\n") * 10,
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_one_client_does_not_keep_the_worker_from_others(router, flood):
+    """006-W15"""
+    enough = threading.Event()
+
+    def keep_sending():
+        while not enough.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+                    if flood != "requests sent ahead":
+                        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+                                       b"Transfer-Encoding: chunked\r\n\r\n")
+                    reader = threading.Thread(target=read_to_end, args=(client,))
+                    reader.start()
+                    while not enough.is_set():
+                        client.sendall(FLOODS[flood])
+                    client.shutdown(socket.SHUT_RDWR)
+                    reader.join(10)
+            except OSError:
+                continue
+
+    threads = [threading.Thread(target=keep_sending) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        # Without a fair share these wait for the end of the flood, which is after them.
+        assert [router.get("/healthz").status for _ in range(20)] == [200] * 20
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join(20)
 
 
 def test_connections_the_upstream_has_closed_do_not_pile_up(router, upstream, model):
