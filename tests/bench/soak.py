@@ -75,17 +75,25 @@ class Backend:
     """The scripted backend of the soak, in the harness's own event loop."""
 
     def __init__(self):
+        self.writers = set()
         self.feeds = {
             b"/v1/models": models_feed([LISTED, *public_names()]),
             b"/chutes/utilization": utilization_feed()}
 
+    def close_all(self):
+        """Close every connection, so that the router's pools have nothing to keep."""
+        for writer in list(self.writers):
+            writer.close()
+
     async def serve(self, reader, writer):
+        self.writers.add(writer)
         try:
             while await self._answer(reader, writer):
                 pass
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
+            self.writers.discard(writer)
             writer.close()
 
     async def _answer(self, reader, writer):
@@ -301,19 +309,18 @@ async def soak(streams, attack_s, report=print):
     try:
         await asyncio.to_thread(router.__enter__)
         await asyncio.to_thread(router.wait_until_fed)
-        return await _soak(router, streams, attack_s, report)
+        return await _soak(router, backend, streams, attack_s, report)
     finally:
         await asyncio.to_thread(router.stop)
         server.close()
 
 
-async def _soak(router, streams, attack_s, report):
+async def _soak(router, backend, streams, attack_s, report):
     tally, stop = Tally(), asyncio.Event()
-    # So many at once that the pools of both workers are as full as they will be.
-    await run_streams(router, range(0, 3 * CONCURRENCY * 4, 3), Tally())
     baseline = await asyncio.to_thread(footprint, router)
+    await run_streams(router, range(0, 3 * CONCURRENCY * 4, 3), Tally())
     slow = [asyncio.create_task(slow_reader(router.port, stop)) for _ in range(SLOW_READERS)]
-    resident, started = [baseline[2]], time.monotonic()
+    resident, started = [(await asyncio.to_thread(footprint, router))[2]], time.monotonic()
     for start in range(0, streams, 1000):
         await run_streams(router, range(start, min(start + 1000, streams)), tally)
         resident.append((await asyncio.to_thread(footprint, router))[2])
@@ -324,6 +331,7 @@ async def _soak(router, streams, attack_s, report):
         before = tally.good_beside
         await attacked(router.port, tally, mode, attack_s)
         report(f"slowhttptest {mode}: {tally.good_beside - before} good streams beside it")
+    backend.close_all()
     after = await settled(router, baseline)
     metrics = await asyncio.to_thread(router.metrics)
     report(f"{streams} streams in {took:.0f} s: {tally}")

@@ -123,6 +123,12 @@ class Router:
         return {key: value - before.get(key, 0) for key, value in self.metrics().items()
                 if key[0].endswith("_total") and value != before.get(key, 0)}
 
+    def runtime_directory(self):
+        """Return the directory whose lock the master holds."""
+        held = pathlib.Path(f"/proc/{self.process.pid}/fd")
+        [lock] = [path for path in map(os.readlink, held.iterdir()) if path.endswith("/lock")]
+        return pathlib.Path(lock).parent
+
     def record(self, request_id):
         """Wait for the log line of a request and return it."""
         return self.wait_for_lines(

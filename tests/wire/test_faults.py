@@ -437,6 +437,7 @@ def test_F11_a_resend_that_finds_nobody_is_a_failed_candidate(upstream, model):
 
         def end_and_be_gone(exchange):
             complete(b"{}")(exchange)
+            exchange.sock.recv(65536)  # the next request has begun to come
             short_lived.stop_listening()
             exchange.reset()
 
@@ -587,7 +588,8 @@ def secure(upstream, certificate):
     """A backend that speaks TLS, and a router that trusts it."""
     with Upstream(tls=certificate) as backend, Router(
             upstream.url, BACKEND_BASE_URL=backend.url.replace("127.0.0.1", "localhost"),
-            REQUESTS_CA_BUNDLE=certificate, **SHORT) as router:
+            REQUESTS_CA_BUNDLE=certificate,
+            **SHORT | {"UPSTREAM_CONNECT_TIMEOUT_MS": "5000"}) as router:
         router.wait_until_fed()
         yield router, backend
 

@@ -1,7 +1,6 @@
 """One sticky choice and one picture: across workers, restarts and replicas."""
 
 import contextlib
-import glob
 import os
 import random
 import signal
@@ -110,13 +109,8 @@ def test_a_worker_that_starts_late_knows_the_choices_and_the_picture(upstream):
         assert picked(router.chat("a,c", headers=who)) == "c"
 
 
-def runtime_directories():
-    return set(glob.glob("/dev/shm/chutes-router-*"))
-
-
 def test_killed_in_the_middle_of_writing_everything_still_opens(upstream, tmp_path):
     """005-R8, 003-R11"""
-    before = runtime_directories()
     settings = {"STATE_DIR": str(tmp_path), "UTILIZATION_REFRESH_MS": "5",
                 "MODELS_REFRESH_MS": "5", "WEB_CONCURRENCY": "2"}
     with Router(upstream.url, **settings) as router:
@@ -137,7 +131,7 @@ def test_killed_in_the_middle_of_writing_everything_still_opens(upstream, tmp_pa
             os.kill(ready[-1]["pid"], signal.SIGKILL)
         router.wait_for_lines(lambda line: line["message"] == "worker ready", 5)
         assert picked(router.chat("a,b")) in "ab"
-        [directory] = runtime_directories() - before
+        directory = router.runtime_directory()
         router.process.kill()
         over.set()
         for thread in threads:
@@ -151,26 +145,27 @@ def test_killed_in_the_middle_of_writing_everything_still_opens(upstream, tmp_pa
         router.wait_until_fed()
         assert router.chat(ALIAS).status == 200
         # What the killed master left is gone, with the lock that only it and its workers held.
-        assert directory not in runtime_directories()
-    assert runtime_directories() == before
+        assert not directory.exists()
+        directory = router.runtime_directory()
+    assert not directory.exists()
 
 
 def test_a_reload_keeps_the_choices_and_another_router_leaves_them_alone(upstream):
     """005-R8"""
-    before = runtime_directories()
     who = {"Authorization": "Bearer one-token"}
     with Router(upstream.url) as router:
         router.wait_until_fed()
+        directory = router.runtime_directory()
         assert picked(router.chat("c,a", headers=who)) == "c"
-        with Router(upstream.url):
-            assert len(runtime_directories() - before) == 2
-        assert len(runtime_directories() - before) == 1
+        with Router(upstream.url) as another:
+            assert another.runtime_directory() != directory
+        assert directory.exists()
         router.process.send_signal(signal.SIGHUP)
         router.wait_for_lines(lambda line: line["message"] == "worker ready", 2)
         router.wait_for_lines(lambda line: "Worker exiting" in line["message"])
         assert picked(router.chat("a,c", headers=who)) == "c"
-        assert len(runtime_directories() - before) == 1
-    assert runtime_directories() == before
+        assert router.runtime_directory() == directory
+    assert not directory.exists()
 
 
 def test_a_restart_while_both_feeds_are_down_routes_from_what_was_saved(upstream, tmp_path):
