@@ -195,7 +195,7 @@ class _Exchange(HTTPConnection):
         try:
             try:
                 head, rest = self._read_head()
-            except (Disconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
+            except (Disconnected, ConnectionResetError, BrokenPipeError):
                 if self._uses == 1 or self._received:
                     raise
                 self._resend()
@@ -215,6 +215,16 @@ class _Exchange(HTTPConnection):
         resends_total.inc()
         self._send_message()
 
+    def _read(self) -> bytes:
+        try:
+            return self.sock.recv(_READ_SIZE)
+        except ssl.SSLError as error:
+            # Before the body an end is an end, with TLS's own word for it or without. Which class
+            # says so differs between the 3.11 releases; the reason does not.
+            if error.reason == "UNEXPECTED_EOF_WHILE_READING":
+                return b""
+            raise
+
     def _read_head(self) -> tuple[wire.Head, bytes]:
         data = b""
         self._received = False
@@ -222,7 +232,7 @@ class _Exchange(HTTPConnection):
             while (end := data.find(b"\r\n\r\n")) < 0:
                 if len(data) > wire.LARGEST_HEAD:
                     raise wire.InvalidMessage("head too large")
-                more = self.sock.recv(_READ_SIZE)
+                more = self._read()
                 if not more:
                     raise Disconnected("closed before the response head was whole")
                 self._received = True

@@ -11,6 +11,7 @@ Source: specs/002 R10-R15, specs/003 R10, specs/006 W5.
 """
 
 import os
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -100,6 +101,9 @@ class _TrustingOnce(HTTPAdapter):
 
     def __init__(self, ca_bundle: str, **kwargs: Any) -> None:
         self._context = create_urllib3_context()
+        # Where OpenSSL would tell an end without TLS's own word for it from a proper one, Python
+        # asks it not to; see app.upstream.connection for why it matters.
+        self._context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
         place = "capath" if os.path.isdir(ca_bundle) else "cafile"
         self._context.load_verify_locations(**{place: ca_bundle})
         super().__init__(**kwargs)

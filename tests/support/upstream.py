@@ -58,6 +58,13 @@ class Exchange:
         """End the connection properly."""
         self.keep_open = False
 
+    def close_by_the_book(self):
+        """End a TLS connection with TLS's own word for it."""
+        self.keep_open = False
+        self.sock.settimeout(1)
+        with contextlib.suppress(OSError):
+            self.sock.unwrap().close()
+
     def reset(self):
         """Break the connection off."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -625,6 +625,21 @@ def test_over_tls_an_answer_that_breaks_off_never_looks_complete_either(secure, 
     assert backend.seen(name)[0].closed.wait(5)
 
 
+def test_over_tls_a_body_that_lasts_until_the_end_is_complete_when_tls_says_so(secure, model):
+    """006-W4, 002-R15"""
+    router, backend = secure
+    name = model()
+
+    def end_by_the_book(exchange):
+        exchange.head(200)
+        exchange.send(b"whole")
+        exchange.close_by_the_book()
+
+    backend.on(name, end_by_the_book)
+    answer = ask(router, name)
+    assert (answer.body, answer.ended) == (b"whole", "complete")
+
+
 def test_a_good_stream_outlives_the_idle_limit_however_its_framing_is_split(
         router, upstream, model, oracle):
     """006-W2, 006-W13"""
