@@ -1,8 +1,9 @@
 """Sticky choices shared by the workers of one host, in SQLite.
 
-Write-ahead log, no sync, in shared memory: a read costs 5 µs, a write 10, whatever the number of
-entries. The bound is held by a trigger that counts, since counting rows would take time that
-grows with them. Times are the host's monotonic clock, which its processes share.
+Write-ahead log, no sync, in shared memory: a read and a write together cost 20 to 40 µs, whatever
+the number of entries (`tests/bench/sticky.py`). The bound is held by a trigger that counts, since
+counting rows would take time that grows with them. Times are the host's monotonic clock, which
+its processes share.
 
 Source: specs/005 R4-R8.
 """
