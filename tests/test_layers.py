@@ -55,7 +55,8 @@ def importers(package):
 def test_each_library_has_its_door():
     """001-R11"""
     assert importers("requests") == {"app/upstream/transport.py"}
-    assert importers("urllib3") == {"app/upstream/transport.py", "app/upstream/connection.py"}
+    assert importers("urllib3") == {
+        "app/upstream/transport.py", "app/upstream/connection.py", "app/upstream/pool.py"}
     assert importers("gevent") == {"app/eventloop.py"}
     assert importers("gunicorn") == {"app/worker.py"}
     assert importers("environs") == {"app/config.py"}

@@ -1,6 +1,6 @@
 """One request and its response on a pooled connection.
 
-urllib3 keeps the pools, the TLS and the proxies; what goes over the socket, and what is taken
+urllib3 makes connections, through TLS and proxies; what goes over the socket, and what is taken
 for an answer, is decided here. http.client would take an end of stream inside the headers for
 their end, an interim response for the final one, and would not say whether a connection had
 been used before.
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPResponse, HTTPSConnectionPool
+from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPResponse
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, ProtocolError
 
@@ -27,6 +27,7 @@ from app.upstream import wire
 # What one read takes at most: enough that a fast upstream's chunks come in by the dozen, and
 # little enough that the smallest of chunks hold the event loop for a few milliseconds only.
 _READ_SIZE = 16 * 1024
+_SMALL_BODY = 16 * 1024
 # struct linger {on, 0 seconds}: closing the socket then resets the connection.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 # Interim responses before the final one; no real server sends more than a few.
@@ -59,9 +60,21 @@ class RawResponse(HTTPResponse):
         self.resent = connection.resent
         self._keeps_alive = head.keeps_alive
         self._body_reader = wire.body_reader(head)
+        # Body bytes that came with the head.
         self._rest = rest
+        self._early = self._body_reader.feed(rest) if rest else b""
         self._wire_socket: socket.socket = connection.sock
         self._silence_limit_s: float | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Say whether a byte of the body is here already: reading it will not wait."""
+        return bool(self._early)
+
+    def belongs_to(self, pool: HTTPConnectionPool, connection: HTTPConnection) -> None:
+        """Take note where the connection goes when the body has been read."""
+        self._pool = pool
+        self._connection = connection
 
     def limit_silence(self, seconds: float | None) -> None:
         """Set how long the body may go without a byte; None is for ever."""
@@ -78,22 +91,23 @@ class RawResponse(HTTPResponse):
         otherwise, whatever the reason for leaving. A body without a byte closes it too: a
         success like that is an abandoned attempt, and the upstream is to see it.
         """
-        reader, data, empty = self._body_reader, self._rest, True
+        reader, data, piece, empty = self._body_reader, self._rest, self._early, True
         share, quiet_since = FairShare(), time.monotonic()
         try:
-            while not reader.complete:
-                piece = reader.feed(data) if data else b""
+            while True:
                 if piece:
                     empty = False
                     yield piece
                     quiet_since = time.monotonic()
                 if reader.broken:
                     raise BodyBroke(reader.broken)
-                if not reader.complete:
-                    share.take()
-                    data = self._receive(quiet_since if data and not piece else None)
-                    if not data:
-                        reader.end_of_stream()
+                if reader.complete:
+                    break
+                share.take()
+                data = self._receive(quiet_since if data and not piece else None)
+                piece = reader.feed(data) if data else b""
+                if not data:
+                    reader.end_of_stream()
         except TimeoutError as error:
             raise BodyBroke("silence") from error
         except OSError as error:
@@ -125,7 +139,7 @@ class _Exchange(HTTPConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connect_timeout_s = float(self.timeout or 0)
-        self._message = b""
+        self._message: list[bytes] = []
         self._uses = 0
         self._sending = False
         self.resent = False
@@ -164,7 +178,9 @@ class _Exchange(HTTPConnection):
             self.connect()
         lines = [f"{method} {url} HTTP/1.1", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        self._message = "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        # A large body is not copied for the sake of one packet less.
+        self._message = [head + body] if len(body) < _SMALL_BODY else [head, body]
         self._uses += 1
         self.resent = False
         self.sock.settimeout(None)
@@ -172,7 +188,8 @@ class _Exchange(HTTPConnection):
 
     def _send_message(self) -> None:
         self._sending = True
-        self.sock.sendall(self._message)
+        for part in self._message:
+            self.sock.sendall(part)
         self._sending = False
 
     def close(self) -> None:
@@ -200,7 +217,7 @@ class _Exchange(HTTPConnection):
                     raise
                 self._resend()
                 head, rest = self._read_head()
-            self._message = b""
+            self._message = []
             return RawResponse(self, head, rest)
         except wire.InvalidMessage as error:
             raise ProtocolError(f"invalid response: {error}", error) from error
@@ -243,24 +260,9 @@ class _Exchange(HTTPConnection):
         raise wire.InvalidMessage("too many interim responses")
 
 
-class _HttpConnection(_Exchange):
+class HttpConnection(_Exchange):
     """A plain connection."""
 
 
-class _HttpsConnection(_Exchange, HTTPSConnection):
+class HttpsConnection(_Exchange, HTTPSConnection):
     """A TLS connection."""
-
-
-class HttpPool(HTTPConnectionPool):
-    """A pool of plain connections."""
-
-    ConnectionCls = _HttpConnection
-
-
-class HttpsPool(HTTPSConnectionPool):
-    """A pool of TLS connections."""
-
-    ConnectionCls = _HttpsConnection
-
-
-POOLS_BY_SCHEME = {"http": HttpPool, "https": HttpsPool}

@@ -18,20 +18,19 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
-from urllib3 import PoolManager, Retry, Timeout
+from urllib3 import PoolManager, Timeout
 from urllib3.exceptions import HTTPError
 from urllib3.util.ssl_ import create_urllib3_context
 
 from app.errors import FetchFailed
 from app.eventloop import deadline
 from app.routing.outcomes import Outcome, UpstreamFailed
-from app.upstream.connection import POOLS_BY_SCHEME, BodyBroke, RawResponse
+from app.upstream.connection import BodyBroke, RawResponse
+from app.upstream.pool import POOLS_BY_SCHEME
 
 # What iterating over a response's chunks may raise.
 BODY_ERRORS = (requests.RequestException,)
 
-# The router's own loop decides about attempts; False also keeps urllib3 off redirects.
-_NO_RETRIES = Retry(False)
 _FETCH_CHUNK = 64 * 1024
 
 
@@ -39,6 +38,19 @@ def break_cause(error: Exception) -> str:
     """Return why a body broke off, from what iterating over it raised."""
     broke = next((arg for arg in error.args if isinstance(arg, BodyBroke)), None)
     return broke.cause if broke is not None else "reset"
+
+
+class _Response(requests.Response):
+    """Requests' response with nothing but a body.
+
+    What the base and Session.send would add, a cookie jar above all, has no place here and takes
+    longer to make than the rest of this.
+    """
+
+    def __init__(self, raw: RawResponse) -> None:
+        self.raw = raw
+        self._content = False  # type: ignore[assignment]
+        self._content_consumed = False
 
 
 class UpstreamResponse:
@@ -57,9 +69,7 @@ class UpstreamResponse:
         self.reason = raw.reason or ""
         self.fields = raw.fields
         self.resent = raw.resent
-        # What Session.send would add (cookies, history, the request) has no place here.
-        self._response = requests.Response()
-        self._response.raw = raw
+        self._response = _Response(raw)
         raw.limit_silence(idle_timeout_s)
         self.chunks: Iterator[bytes] = self._response.iter_content(chunk_size=None)
 
@@ -70,6 +80,8 @@ class UpstreamResponse:
         Returns    at least one byte
         Raises     UpstreamFailed: upstream_first_body_byte_timeout or _error
         """
+        if self._raw.has_begun:
+            return next(self.chunks)
         late = UpstreamFailed(Outcome.FIRST_BODY_BYTE_TIMEOUT, "no body byte")
         self._raw.limit_silence(None)
         try:
@@ -173,13 +185,9 @@ class Transport:
         late = UpstreamFailed(Outcome.HEADER_TIMEOUT, "no headers")
         try:
             with deadline(header_timeout_s, late):
-                raw = self._pool.urlopen(
-                    "POST", self._target, body=body, headers={"Host": self._host, **headers},
-                    retries=_NO_RETRIES, redirect=False, assert_same_host=False,
-                    preload_content=False, decode_content=False)
+                raw = self._pool.exchange(self._target, body, {"Host": self._host, **headers})
         except HTTPError as error:
             raise UpstreamFailed(Outcome.CONNECT_ERROR, _detail(error)) from error
-        assert isinstance(raw, RawResponse)
         return UpstreamResponse(raw, self._idle_timeout_s)
 
     def drop_stale(self) -> None:

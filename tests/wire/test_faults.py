@@ -4,6 +4,7 @@ A case belongs to a row of the table (its name begins with the row's id); `tests
 holds the two together.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -915,3 +916,34 @@ def certificate(tmp_path_factory):
     path.write_bytes(issued.private_key_pem.bytes() + b"".join(
         blob.bytes() for blob in issued.cert_chain_pems) + authority.cert_pem.bytes())
     return str(path)
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 " + b"x" * 70_000,
+                                    b"HTTP/1.1 403 No\r\n\r\n", b""])
+def test_F5_a_proxy_that_answers_its_tunnel_with_anything_else_is_a_failed_connection(
+        upstream, answer):
+    """006-W13, 002-R12"""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer_all():
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    client.recv(65536)
+                    client.sendall(answer)
+
+    thread = threading.Thread(target=answer_all)
+    thread.start()
+    feeds = {"MODELS_URL": f"{upstream.url}/v1/models",
+             "UTILIZATION_URL": f"{upstream.url}/chutes/utilization"}
+    try:
+        with Router("https://backend.test", **feeds,
+                    HTTPS_PROXY=f"http://127.0.0.1:{listener.getsockname()[1]}") as router:
+            refused = router.chat(f"{LISTED}:one,{LISTED}:two", headers={"X-Request-Id": "proxied"})
+            assert (refused.status, refused.error["code"]) == (502, "upstream_connect_error")
+            assert len(router.record("proxied")["attempts"]) == 2
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
