@@ -5,8 +5,11 @@ after this file has run.
 """
 
 import atexit
+import contextlib
 import os
+import resource
 import secrets
+import signal
 import sys
 
 from app.config import RUNTIME_DIRECTORY, RUNTIME_OWNER, ConfigError, load_config
@@ -25,7 +28,7 @@ if not settings.sticky_hash_secret:
 
 wsgi_app = "app.wsgi:application"
 worker_class = "app.worker.RouterWorker"
-bind = settings.listen_addr
+bind = settings.addresses
 workers = settings.web_concurrency
 worker_connections = settings.worker_connections
 graceful_timeout = settings.graceful_timeout_secs
@@ -52,6 +55,15 @@ if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
     os.environ[RUNTIME_DIRECTORY] = make_runtime_directory()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[RUNTIME_DIRECTORY] + "/metrics"
     os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+# Where workers show that they live. On a disk a slow write would make them look dead.
+worker_tmp_dir = os.environ[RUNTIME_DIRECTORY]
+
+# A client's connection and its upstream's, and what a worker has open besides.
+FILES_NEEDED = 2 * settings.worker_connections + 200
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+with contextlib.suppress(OSError, ValueError):
+    # Where it is refused the one below must do; whether it does is said at the start.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @atexit.register
@@ -64,6 +76,31 @@ def leave_nothing_behind():
 def on_starting(server):
     """Say once, in the master, what the service runs with."""
     server.log.info("configuration", extra={"environment": settings.effective()})
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY and allowed < FILES_NEEDED:
+        server.log.warning("too few open files allowed for WORKER_CONNECTIONS",
+                           extra={"allowed": allowed, "needed": FILES_NEEDED})
+
+
+def post_fork(server, worker):
+    """Heed a signal that comes before the worker's own handlers are there: nothing is served yet.
+
+    Until then it would go into the queue that the worker has inherited from its master, for ever.
+    """
+    endings = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+
+    def end(*_):
+        # Once: the master's own signal comes on top of the inherited one, and would break into
+        # what is done at exit.
+        for number in endings:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(0)
+
+    for number in endings:
+        signal.signal(number, end)
+    while not server.SIG_QUEUE.empty():
+        if server.SIG_QUEUE.get() in endings:
+            end()
 
 
 def post_worker_init(worker):

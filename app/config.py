@@ -43,6 +43,25 @@ class TrustedPeers:
     unix: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """A number, or a share of another one; `text` is how it was given."""
+
+    text: str
+    number: int = 0
+    share: float = 0.0
+
+    def of(self, whole: int) -> int:
+        """Return the limit where it may be a share of `whole`: at least 1, and less than that.
+
+        One more must still get in, to be refused.
+        """
+        return max(1, min(self.number or int(whole * self.share), whole - 1))
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def _whole_number(least: int, most: int = 10**12) -> Callable[[str], int]:
     expected = f"a whole number of at least {least}"
     if most != 10**12:
@@ -55,6 +74,15 @@ def _whole_number(least: int, most: int = 10**12) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _limit(text: str) -> Limit:
+    if re.fullmatch(r"[1-9][0-9]?%|100%", text):
+        return Limit(text, share=int(text[:-1]) / 100)
+    try:
+        return Limit(text, number=_whole_number(1)(text))
+    except ValidationError:
+        raise ValidationError("a whole number of at least 1, or a share from 1% to 100%") from None
 
 
 def _boolean(text: str) -> bool:
@@ -70,6 +98,10 @@ def _listen_address(text: str) -> str:
     if re.fullmatch(r"unix:/\S+", text):
         return text
     raise ValidationError("host:port or unix:/path")
+
+
+def _optional(parse: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda text: parse(text) if text else ""
 
 
 def _url(text: str) -> str:
@@ -165,6 +197,9 @@ class Config:
     listen_addr: str = _option(
         "LISTEN_ADDR", _listen_address, "0.0.0.0:8080",
         "where the service listens: host:port, or unix:/path")
+    health_listen_addr: str = _option(
+        "HEALTH_LISTEN_ADDR", _optional(_listen_address), "",
+        "a second address for probes and scrapes only, with connections of its own")
     backend_base_url: str = _option(
         "BACKEND_BASE_URL", _base_url, "https://llm.chutes.ai",
         "the upstream; /v1/chat/completions is appended")
@@ -220,6 +255,9 @@ class Config:
     max_attempts: int = _option(
         "MAX_ATTEMPTS", _whole_number(1), "8",
         "how many candidates a request may try")
+    max_inflight_requests: Limit = _option(
+        "MAX_INFLIGHT_REQUESTS", _limit, "90%",
+        "a worker refuses more with 503: a number, or a share of WORKER_CONNECTIONS")
     upstream_connect_timeout_ms: int = _option(
         "UPSTREAM_CONNECT_TIMEOUT_MS", _whole_number(1), "2000",
         "name lookup, connect and TLS together, ms")
@@ -263,6 +301,11 @@ class Config:
         "LOG_LEVEL", _log_level, "info",
         "least severe line logged: " + ", ".join(_LOG_LEVELS))
 
+    @property
+    def addresses(self) -> list[str]:
+        """Where connections are taken: the service's address, then the probes' if there is one."""
+        return [self.listen_addr, *[self.health_listen_addr] * bool(self.health_listen_addr)]
+
     def effective(self) -> dict[str, str]:
         """Return every variable's name and value as text, secrets starred."""
         shown = {}
@@ -300,6 +343,12 @@ def load_config() -> Config:
             error.error_messages).items()}  # type: ignore[arg-type]
     if values["sticky_url"] and values["sticky_hash_secret"] == "":
         problems["STICKY_HASH_SECRET"] = "a secret that all replicas share, with a STICKY_URL"
+    for field in dataclasses.fields(Config):
+        # The bytes of a path may be anything to the system; to a log they must be text.
+        if "\udc80" <= max(os.environ.get(field.metadata["name"], ""), default="") <= "\udcff":
+            problems[field.metadata["name"]] = "text in UTF-8"
+    if values["health_listen_addr"] and values["health_listen_addr"] == values["listen_addr"]:
+        problems["HEALTH_LISTEN_ADDR"] = "another address than LISTEN_ADDR"
     if problems:
         raise ConfigError("\n".join(f"{name}: got {_shown(name)}, expected {expected}."
                                     for name, expected in problems.items()))

@@ -8,11 +8,12 @@
         +-- StreamCut        what makes the server cut the client's transfer
     BaseException
     +-- ClientGone           thrown into the request's greenlet when the client has left
+    +-- ShuttingDown         thrown into it when the worker has no time left for it
 
-`ClientGone` is no `Exception` on purpose: between the wait it interrupts and the worker that
+The last two are no `Exception` on purpose: between the wait they interrupt and the worker that
 ends the connection stand libraries that would take an `Exception` for a failure of the upstream.
 
-Source: specs/002 R21, specs/006 W1-W4.
+Source: specs/002 R21, specs/006 W1-W4, specs/007 R1, R3.
 """
 
 import errno
@@ -38,6 +39,7 @@ API_ERRORS: dict[str, tuple[int, str, str | None]] = {
     "upstream_connect_error": (502, SERVER_ERROR, None),
     "upstream_first_body_byte_error": (502, SERVER_ERROR, None),
     "no_candidates": (503, SERVER_ERROR, "model"),
+    "overloaded": (503, SERVER_ERROR, None),
     "upstream_header_timeout": (504, SERVER_ERROR, None),
     "upstream_first_body_byte_timeout": (504, SERVER_ERROR, None),
 }
@@ -89,6 +91,10 @@ class StreamCut(BrokenPipeError):
 
 class ClientGone(BaseException):
     """The client closed its connection while its request was waiting."""
+
+
+class ShuttingDown(BaseException):
+    """The worker ends before the request would."""
 
 
 def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:

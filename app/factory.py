@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask
 
 from app import metrics
 from app.config import Config, runtime_directory
@@ -19,15 +19,15 @@ from app.control.feeds import LOOKS, Feed
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
-from app.errors import ApiError
 from app.eventloop import HangUpWatch, pause
-from app.routes.body import abandon_body, has_unread_body
-from app.routes.errors import register_error_handlers
+from app.inflight import InFlight
+from app.journal import CAUSES
+from app.routes.application import Application
 from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
-from app.routes.proxy import Proxy, accept_request_id
+from app.routes.proxy import Proxy
 from app.routing.client_key import ClientKeys
-from app.routing.headers import REQUEST_ID
+from app.routing.outcomes import Outcome
 from app.routing.snapshot import SnapshotStore
 from app.sticky.distributed import DistributedStickyStore
 from app.sticky.embedded import EmbeddedStickyStore
@@ -53,6 +53,7 @@ class Router:
     store: SnapshotStore
     feeds: tuple[Feed[Any], ...]
     jobs: tuple[PeriodicJob, ...]
+    in_flight: InFlight
     hang_ups: HangUpWatch
 
     def start(self) -> None:
@@ -65,6 +66,7 @@ class Router:
         for job in self.jobs:
             job.stop()
         self.hang_ups.close()
+        metrics.write_counts()
 
 
 def create_app(config: Config, *, send: Sender | None = None,
@@ -76,6 +78,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     clock    returns seconds, monotonic
     Returns  Flask app; `extensions["router"]` is its Router, not started
     """
+    metrics.show_zeros(Outcome, CAUSES)
     store = SnapshotStore(clock)
     hang_ups = HangUpWatch()
     shared = runtime_directory()
@@ -85,44 +88,19 @@ def create_app(config: Config, *, send: Sender | None = None,
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
-    proxy = Proxy(config, store, sticky, _client_keys(config), attempts, hang_ups, clock)
+    in_flight = InFlight(config.max_inflight_requests.of(config.worker_connections))
+    proxy = Proxy(config, store, sticky, _client_keys(config), attempts, in_flight, hang_ups,
+                  clock)
 
-    app = Flask("app", static_folder=None)
-    # A path is taken as it came, or not at all.
-    app.url_map.merge_slashes = False
-    app.url_map.strict_slashes = True
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.before_request(_check_request)
-    app.after_request(functools.partial(
-        _finish_response, write_timeout_s=config.client_write_timeout_ms / 1000))
-    register_error_handlers(app)
+    app = Application(in_flight, config.client_write_timeout_ms / 1000)
     app.register_blueprint(proxy.blueprint())
-    app.register_blueprint(Health(config, store).blueprint())
+    app.register_blueprint(Health(config, store, in_flight).blueprint())
     app.register_blueprint(metrics_blueprint())
     jobs = [*_refreshing(config, feeds),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_S)]
-    app.extensions["router"] = Router(store, tuple(feeds), tuple(jobs), hang_ups)
+    app.extensions["router"] = Router(store, tuple(feeds), tuple(jobs), in_flight,
+                                      hang_ups)
     return app
-
-
-def _check_request() -> None:
-    environ = request.environ
-    accept_request_id(environ)
-    # Werkzeug strips leading slashes before it matches.
-    if environ.get("PATH_INFO", "").startswith("//"):
-        raise ApiError("not_found", "There is no such route.")
-
-
-def _finish_response(response: Response, write_timeout_s: float) -> Response:
-    if REQUEST_ID not in response.headers:
-        response.headers[REQUEST_ID] = request.environ["router.request_id"]
-    if has_unread_body(request.environ):
-        abandon_body(request.environ)
-    client = request.environ.get("gunicorn.socket")
-    if client is not None:
-        # A client that stops reading must not hold anything for ever; the worker resets this.
-        client.settimeout(write_timeout_s)
-    return response
 
 
 def _transport(config: Config) -> Transport:

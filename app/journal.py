@@ -22,8 +22,14 @@ class Ending(enum.StrEnum):
     COMPLETE = "complete"
     REFUSED = "refused"
     CUT_BY_UPSTREAM = "cut_by_upstream"
+    CUT_AT_SHUTDOWN = "cut_at_shutdown"
     CLIENT_GONE = "client_gone"
     INTERNAL_ERROR = "internal_error"
+
+
+# Why answers are cut.
+CAUSES = ("reset", "short", "bad_framing", "silence", "shutdown")
+_CUTS = (Ending.CUT_BY_UPSTREAM, Ending.CUT_AT_SHUTDOWN)
 
 
 class RequestRecord:
@@ -44,6 +50,8 @@ class RequestRecord:
         self.selected = ""
         # nginx's word for a client that left without an answer, until there is one.
         self.status = 499
+        self.sticky = ""
+        self.moved = False
         self.code = ""
         self.body_bytes = 0
         self.resent = False
@@ -53,40 +61,69 @@ class RequestRecord:
         self.failures: list[str] = []
         # Whoever sees the request to another end says so.
         self.ending = Ending.CLIENT_GONE
-        metrics.requests_active.inc()
+        self.on_finish: Callable[[], None] = _nothing
+        metrics.count(metrics.requests_active)
 
     def committed(self) -> None:
         """Take note that the response is about to start."""
         self._first_byte_at = self._clock()
+        metrics.count(metrics.streams_open)
+
+    def cut_at_shutdown(self) -> None:
+        """Take note that the request will be cut, unless it ends by itself before that."""
+        self.ending, self.cut_cause = Ending.CUT_AT_SHUTDOWN, "shutdown"
 
     def finish(self) -> None:
         """Write the line and count. Finishing twice does it once."""
         if self._told:
             return
         self._told = True
+        self.on_finish()
+        duration_s, first_byte_s = self._clock() - self._started, None
+        if self._first_byte_at is not None:
+            first_byte_s = self._first_byte_at - self._started
+            self._measure(first_byte_s, duration_s)
         self._count()
-        first = self._first_byte_at
         logger.info("request", extra={
             "request_id": self.request_id, "mode": self.mode, "asked": self.asked,
-            "attempts": self.attempts, "selected": self.selected, "status": self.status,
-            "code": self.code, "bytes": self.body_bytes, "resent": self.resent,
-            "unfinished": self.unfinished, "cut_cause": self.cut_cause,
-            "first_byte_ms": None if first is None else _ms(first - self._started),
-            "duration_ms": _ms(self._clock() - self._started), "ended": self.ending})
+            "sticky": self.sticky, "attempts": self.attempts, "selected": self.selected,
+            "status": self.status, "code": self.code, "bytes": self.body_bytes,
+            "resent": self.resent, "unfinished": self.unfinished,
+            "cut_cause": self.cut_cause if self.ending in _CUTS else "",
+            "first_byte_ms": None if first_byte_s is None else _ms(first_byte_s),
+            "duration_ms": _ms(duration_s), "ended": self.ending})
+
+    def _measure(self, first_byte_s: float, duration_s: float) -> None:
+        metrics.count(metrics.streams_open, amount=-1)
+        metrics.measure(metrics.first_byte_seconds, first_byte_s)
+        metrics.measure(metrics.duration_seconds, duration_s)
+        metrics.count(metrics.response_bytes_total, amount=self.body_bytes)
 
     def _count(self) -> None:
-        metrics.requests_active.dec()
-        metrics.requests_total.labels(self.status).inc()
+        metrics.count(metrics.requests_active, amount=-1)
+        metrics.count(metrics.requests_total, self.status)
         for reason in self.failures:
-            metrics.failover_reason_total.labels(reason).inc()
+            metrics.count(metrics.failover_reason_total, reason)
+        if self.attempts:
+            metrics.measure(metrics.attempts, len(self.attempts))
+        if self.sticky:
+            metrics.count(metrics.sticky_total, self.sticky)
+        if self.moved:
+            metrics.count(metrics.sticky_total, "moved")
         if self.selected:
-            metrics.selection_total.labels(self.selected, self.status).inc()
+            metrics.count(metrics.selection_total, self.selected, self.status)
         if self.ending is Ending.CLIENT_GONE:
-            metrics.client_gone_total.inc()
-        if self.ending is Ending.CUT_BY_UPSTREAM:
-            metrics.cuts_total.labels(self.cut_cause).inc()
+            metrics.count(metrics.client_gone_total)
+        if self.ending in _CUTS:
+            metrics.count(metrics.cuts_total, self.cut_cause)
+        if self.code == "overloaded":
+            metrics.count(metrics.overloaded_total)
         if self.unfinished:
-            metrics.unfinished_streams_total.inc()
+            metrics.count(metrics.unfinished_streams_total)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _ms(seconds: float) -> float:

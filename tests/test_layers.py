@@ -5,12 +5,14 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A layer may import itself where it is a package, and those before it.
-LAYERS = ["errors config logs metrics runtime journal eventloop".split(), ["routing"], ["sticky"],
-          ["upstream"], ["control"], ["routes"], ["factory"], ["wsgi", "worker"]]
+LAYERS = ["errors config logs metrics runtime journal eventloop inflight draining".split(),
+          ["routing"], ["sticky"], ["upstream"], ["control"], ["routes"], ["factory"],
+          ["wsgi", "worker"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What the modules of the first layer may import of each other.
-BASE = {"errors": set(), "config": set(), "logs": set(), "metrics": set(), "runtime": set(),
-        "journal": {"metrics"}, "eventloop": {"errors"}}
+BASE = {"errors": set(), "config": set(), "logs": set(), "metrics": {"eventloop"}, "runtime": set(),
+        "journal": {"metrics"}, "eventloop": {"errors"}, "inflight": {"errors", "eventloop"},
+        "draining": {"eventloop", "inflight"}}
 
 
 def modules():

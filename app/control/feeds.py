@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from app.control.saved import SavedFeed
 from app.errors import FetchFailed
+from app.metrics import count_refresh
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,9 @@ class Feed(Generic[Content]):
         self._tried_at = now
         try:
             document = self._fetch()
-            self._take(document, 0.0)
+            count_refresh(self.name, self._take(document, 0.0))
         except FetchFailed as error:
+            count_refresh(self.name, None)
             if not self._failing:
                 logger.warning("feed refresh fails", extra={"feed": self.name, "why": str(error)})
             self._failing = True
@@ -97,10 +99,11 @@ class Feed(Generic[Content]):
         except FetchFailed as error:
             logger.warning("saved feed ignored", extra={"feed": self.name, "why": str(error)})
 
-    def _take(self, document: bytes, age_s: float) -> None:
+    def _take(self, document: bytes, age_s: float) -> int:
         content, dropped = self._parse(document)
         self._store(content, age_s)
         self._taken_at = self._clock() - age_s
         logger.debug("feed refreshed", extra={
             "feed": self.name, "entries": len(content), "dropped": dropped,
             "age_ms": round(age_s * 1000)})
+        return dropped

@@ -13,6 +13,8 @@ from app.errors import ApiError
 from app.eventloop import deadline
 
 _PIECE = 64 * 1024
+# A body that is skipped has come with its head, or it is not waited for.
+_SKIP_S = 0.02
 _READ_WHOLE = "router.body_read"
 
 
@@ -28,15 +30,15 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> byte
 
     A refused body's rest is not read: the connection ends after the answer.
     """
-    announced = environ.get("CONTENT_LENGTH") or None
+    announced = int(environ["CONTENT_LENGTH"]) if environ.get("CONTENT_LENGTH") else None
     try:
-        if announced is not None and int(announced) > max_bytes:
+        if announced is not None and announced > max_bytes:
             raise ApiError("request_too_large", f"The body is larger than {max_bytes} bytes.")
         late = ApiError("request_timeout", f"The body was not complete within {timeout_s:g} s.")
         with deadline(timeout_s, late):
-            body = _read(environ["wsgi.input"], max_bytes)
+            body = _read(environ["wsgi.input"], max_bytes, announced)
         environ[_READ_WHOLE] = True
-        if announced is not None and len(body) < int(announced):
+        if announced is not None and len(body) < announced:
             raise ApiError("invalid_body", "The body ended early.")
         return body
     except ApiError:
@@ -44,10 +46,27 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> byte
         raise
 
 
+def skip_body(environ: dict[str, Any]) -> None:
+    """Read a body that is of no interest if it is small and here, so that the connection can stay.
+
+    Cost: I/O; waits for some milliseconds at most
+    """
+    announced = int(environ.get("CONTENT_LENGTH") or 0)
+    if not 0 < announced <= _PIECE:
+        return
+    late = ApiError("request_timeout", "")
+    try:
+        with deadline(_SKIP_S, late):
+            body = _read(environ["wsgi.input"], _PIECE, announced)
+        environ[_READ_WHOLE] = len(body) == announced
+    except ApiError:
+        pass
+
+
 def has_unread_body(environ: Mapping[str, Any]) -> bool:
     """Say whether the request announced a body, by either framing, that nobody has read."""
     announced = environ.get("CONTENT_LENGTH", "0") not in ("", "0")
-    return (announced or "HTTP_TRANSFER_ENCODING" in environ) and _READ_WHOLE not in environ
+    return (announced or "HTTP_TRANSFER_ENCODING" in environ) and not environ.get(_READ_WHOLE)
 
 
 def abandon_body(environ: Mapping[str, Any]) -> None:
@@ -57,7 +76,14 @@ def abandon_body(environ: Mapping[str, Any]) -> None:
         abandon()
 
 
-def _read(stream: Any, max_bytes: int) -> bytes:
+def end_connection(environ: Mapping[str, Any]) -> None:
+    """Let the connection end with the answer, and the answer say so."""
+    end = getattr(environ["wsgi.input"], "end_connection", None)
+    if end is not None:
+        end()
+
+
+def _read(stream: Any, max_bytes: int, announced: int | None) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -75,3 +101,5 @@ def _read(stream: Any, max_bytes: int) -> bytes:
         size += len(piece)
         if size > max_bytes:
             raise ApiError("request_too_large", f"The body is larger than {max_bytes} bytes.")
+        if size == announced:
+            return b"".join(pieces)

@@ -28,12 +28,18 @@ def answer(error: ApiError) -> Response:
 
 def _http_exception(error: HTTPException) -> Response:
     if isinstance(error, NotFound):
-        return answer(ApiError("not_found", "There is no such route."))
-    if isinstance(error, MethodNotAllowed):
+        refusal = ApiError("not_found", "There is no such route.")
+    elif isinstance(error, MethodNotAllowed):
         allow = ", ".join(sorted(error.valid_methods or ()))
-        return answer(ApiError("method_not_allowed", "This route does not take this method.",
-                               headers=[("Allow", allow)]))
-    return answer(ApiError("bad_request", "The request is not valid.", status=error.code))
+        refusal = ApiError("method_not_allowed", "This route does not take this method.",
+                           headers=[("Allow", allow)])
+    else:
+        refusal = ApiError("bad_request", "The request is not valid.", status=error.code)
+    # A client with a wrong base URL is found by this; the path could hold anything.
+    logger.info("request refused", extra={
+        "request_id": request.environ.get("router.request_id"), "status": refusal.status,
+        "why": refusal.code})
+    return answer(refusal)
 
 
 def _unexpected(error: Exception) -> Response:

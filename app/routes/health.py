@@ -9,6 +9,7 @@ from flask import Blueprint, Response
 
 from app.config import Config
 from app.errors import error_body
+from app.inflight import InFlight
 from app.routing.snapshot import SnapshotStore
 
 NOT_READY = "not_ready"
@@ -20,6 +21,7 @@ class Health:
 
     config: Config
     store: SnapshotStore
+    in_flight: InFlight
 
     def blueprint(self) -> Blueprint:
         """Return the blueprint of both routes."""
@@ -43,6 +45,8 @@ class Health:
 
     def problem(self) -> tuple[str, str] | None:
         """Return code and message of what keeps this worker from being ready, or None."""
+        if self.in_flight.draining:
+            return "draining", "This worker is about to end."
         allowlist_age, snapshot_age = self.store.allowlist_age_s(), self.store.snapshot_age_s()
         if allowlist_age is None:
             return "missing_allowlist", "The models feed has not been fetched yet."

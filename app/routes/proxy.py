@@ -9,21 +9,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, request
-from werkzeug.datastructures import Headers
 
 from app.config import Config
-from app.errors import ApiError, ClientGone
+from app.errors import ApiError, ClientGone, ShuttingDown
 from app.eventloop import HangUpGuard, HangUpWatch
+from app.inflight import InFlight, overloaded
 from app.journal import Ending, RequestRecord
-from app.routes.body import read_body
+from app.routes.body import read_body, skip_body
 from app.routing.client_key import ClientKeys
-from app.routing.headers import SELECTED_MODEL, client_headers, request_id, upstream_headers
+from app.routing.headers import SELECTED_MODEL, client_headers, upstream_headers
 from app.routing.model_field import ModelField, find_model
-from app.routing.selection import Mode, Route, log_name, select
+from app.routing.selection import Mode, Route, log_name, select, sticky_result
 from app.routing.snapshot import SnapshotStore
 from app.sticky.store import StickyChoice, StickyStore
 from app.upstream.failover import Attempt, Attempts, Committed
 from app.upstream.relay import Relay
+
+
+PROXY = "proxy"
 
 
 class RelayedResponse(Response):
@@ -31,9 +34,10 @@ class RelayedResponse(Response):
 
     default_mimetype = None
 
-    def get_wsgi_headers(self, environ: Any) -> Headers:
-        """Return the header fields as they came; werkzeug would rewrite some."""
-        return self.headers
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        """Give the server the header fields as they came; werkzeug would rewrite some."""
+        start_response(self.status, self.headers.to_wsgi_list())
+        return self.response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +49,13 @@ class Proxy:
     sticky: StickyStore
     client_keys: ClientKeys
     attempts: Attempts
+    in_flight: InFlight
     hang_ups: HangUpWatch
     clock: Callable[[], float] = time.monotonic
 
     def blueprint(self) -> Blueprint:
         """Return the blueprint of the one proxied route."""
-        blueprint = Blueprint("proxy", __name__)
+        blueprint = Blueprint(PROXY, __name__)
         blueprint.post("/v1/chat/completions")(self.chat_completions)
         return blueprint
 
@@ -62,11 +67,15 @@ class Proxy:
         environ = request.environ
         record = RequestRecord(environ["router.request_id"], self.clock)
         try:
+            try:
+                record.on_finish = self.in_flight.enter(record.cut_at_shutdown)
+            except ApiError:
+                skip_body(environ)
+                raise
             return self._answer(environ, record)
-        except ApiError as error:
-            record.status, record.code, record.ending = error.status, error.code, Ending.REFUSED
-            record.finish()
-            raise
+        except (ApiError, ShuttingDown) as error:
+            # Not kept in a variable: its traceback would keep this frame, and itself with it.
+            raise _refused(record, error) from None
         except BaseException as error:
             if not isinstance(error, ClientGone):
                 record.status, record.ending = 500, Ending.INTERNAL_ERROR
@@ -98,6 +107,7 @@ class Proxy:
         if route.mode is not Mode.DIRECT:
             client_key = self.client_keys.derive(environ)
             choice = self.sticky.get(client_key)
+            record.sticky = sticky_result(route, choice.model)
             route = route.preferring(choice.model)
 
         def on_attempt(attempt: Attempt) -> None:
@@ -108,6 +118,7 @@ class Proxy:
             if attempt.failure is not None:
                 record.failures.append(attempt.failure)
                 if attempt.model == choice.model:
+                    record.moved = True
                     self.sticky.discard(client_key, choice)
 
         def body_for(model: str) -> bytes:
@@ -147,6 +158,9 @@ class Proxy:
                                direct_passthrough=True)
 
 
-def accept_request_id(environ: dict[str, Any]) -> None:
-    """Decide the request's id, before anything can go wrong with it."""
-    environ["router.request_id"] = request_id(environ)
+def _refused(record: RequestRecord, why: ApiError | ShuttingDown) -> ApiError:
+    """Finish the record of a request that gets no answer of an upstream; return what it gets."""
+    error = why if isinstance(why, ApiError) else overloaded("The router is about to end.")
+    record.status, record.code, record.ending = error.status, error.code, Ending.REFUSED
+    record.finish()
+    return error

@@ -5,7 +5,7 @@ Source: specs/002 R10, R16; RFC 9110 section 7.6.1.
 
 import functools
 import re
-import uuid
+import secrets
 from collections.abc import Iterable, Mapping
 
 SELECTED_MODEL = "x-chutes-autopilot-selected"
@@ -58,13 +58,12 @@ def client_headers(fields: Iterable[Field]) -> list[Field]:
     return [(name, value) for name, value in fields if name.lower() not in blocked]
 
 
-def request_id(environ: Mapping[str, str]) -> str:
-    """Return the client's X-Request-Id if it is sane, else a new one.
+def sane_request_id(given: str) -> str:
+    """Return a client's X-Request-Id if it is sane, else a new one.
 
     Source: specs/002 R18.
     """
-    given = environ.get("HTTP_X_REQUEST_ID", "")
-    return given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 @functools.lru_cache(maxsize=1024)

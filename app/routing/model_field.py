@@ -154,7 +154,7 @@ def _only_top_level(body: bytes, keys: list[re.Match[bytes]]) -> list[re.Match[b
 
 
 def _model_name(value: bytes) -> str:
-    model = json.loads(value)
+    model = json.loads(value) if b"\\" in value else value[1:-1].decode()
     if not model.strip():
         raise ApiError("missing_model", "The \"model\" is blank.")
     try:

@@ -45,6 +45,13 @@ class Route:
         return Route(self.mode, (choice, *others))
 
 
+def sticky_result(route: Route, choice: str | None) -> str:
+    """Return what a looked up choice is to a route: `hit`, `miss` or `ignored`."""
+    if choice is None:
+        return "miss"
+    return "hit" if choice in route.candidates else "ignored"
+
+
 def select(model: str, allowlist: Allowlist | None, snapshot: Snapshot | None,
            max_list_items: int) -> Route:
     """Decide where a request goes.
@@ -100,12 +107,12 @@ def _quoted(model: str) -> str:
 def log_name(model: str, allowlist: Allowlist | None) -> str:
     """Return the name a model goes by in logs and metrics: a closed set, whatever clients send.
 
-    Returns  an alias, an allowlisted id, `list`, or `other`
+    Returns  an alias, an allowlisted id, or `other`, which a list is too: its mode says so
     """
     if model in ALIASES:
         return model
-    if "," in model:
-        return "list"
     ids = allowlist.ids if allowlist is not None else frozenset()
+    if model in ids:
+        return model
     base = model.rpartition(":")[0]
-    return next((name for name in (model, base) if name in ids), "other")
+    return base if base in ids else "other"

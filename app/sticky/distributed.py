@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.eventloop import deadline
-from app.metrics import sticky_errors_total
+from app.metrics import count, sticky_errors_total
 from app.sticky.store import StickyChoice, StickyStore
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class DistributedStickyStore:
 
     @staticmethod
     def _count(error: Exception) -> None:
-        sticky_errors_total.labels("distributed").inc()
+        count(sticky_errors_total, "distributed")
         logger.debug("sticky store call failed", extra={"why": type(error).__name__})
 
     @staticmethod

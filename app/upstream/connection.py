@@ -21,7 +21,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, ProtocolError
 
 from app.eventloop import FairShare, deadline, readable
-from app.metrics import resends_total
+from app.metrics import count, resends_total
 from app.upstream import wire
 
 # What one read takes at most: enough that a fast upstream's chunks come in by the dozen, and
@@ -229,7 +229,7 @@ class _Exchange(HTTPConnection):
         self.connect()
         self._uses += 1
         self.resent = True
-        resends_total.inc()
+        count(resends_total)
         self._send_message()
 
     def _read(self) -> bytes:

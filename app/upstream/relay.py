@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from app.errors import StreamCut
+from app.eventloop import FairSocket
 from app.journal import Ending, RequestRecord
 from app.upstream.failover import Committed
 from app.upstream.transport import BODY_ERRORS, break_cause
@@ -30,7 +31,7 @@ class Relay:
     """
 
     def __init__(self, committed: Committed, record: RequestRecord,
-                 client: socket.socket | None, *, delimited: bool,
+                 client: FairSocket | None, *, delimited: bool,
                  on_close: Callable[[], None]) -> None:
         self._committed = committed
         self._record = record
@@ -56,6 +57,8 @@ class Relay:
 
     def _pieces(self) -> Iterator[bytes]:
         if self._committed.first:
+            if self._client is not None:
+                self._client.join_next_two_writes()
             yield self._committed.first
         yield from self._committed.response.chunks
 

@@ -1,5 +1,6 @@
 """The router as a process: gunicorn as an operator starts it, and clients that look closely."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,6 +31,7 @@ class Router:
 
     environment  variables on top of a bare one; LISTEN_ADDR is chosen here unless given
     lines        what it logged so far, one dict a line
+    command, folder, user  how it is started: this repository's, unless changed before
     """
 
     def __init__(self, upstream_url, **environment):
@@ -39,22 +42,28 @@ class Router:
             "UTILIZATION_URL": f"{upstream_url}/chutes/utilization", "WEB_CONCURRENCY": "1",
             "GRACEFUL_TIMEOUT_SECS": "5", "LOG_LEVEL": "debug", "PYTHONPATH": str(PROBE),
             **environment}
+        self.command, self.folder, self.user = [sys.executable, "-m", "gunicorn"], ROOT, None
         self.lines = []
         self._news = threading.Condition()
 
     def __enter__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn"], cwd=ROOT, env=self.environment,
+            self.command, cwd=self.folder, env=self.environment, user=self.user, group=self.user,
+            extra_groups=None if self.user is None else [],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            workers = int(self.environment["WEB_CONCURRENCY"])
-            self.wait_for_lines(lambda line: line["message"] == "worker ready", workers)
+            self.wait_until_up()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def wait_until_up(self):
+        """Wait until every worker serves."""
+        workers = int(self.environment["WEB_CONCURRENCY"])
+        self.wait_for_lines(lambda line: line["message"] == "worker ready", workers)
 
     def __exit__(self, *_):
         self.stop()
@@ -63,14 +72,55 @@ class Router:
         """Signal the master and wait for its end; return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-            try:
-                self.process.wait(DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(DEADLINE_S)
+        return self.wait()
+
+    def wait(self):
+        """Wait for the master's end and return its exit status."""
+        try:
+            self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(DEADLINE_S)
         self._reader.join(DEADLINE_S)
         self.process.stdout.close()
         return self.process.returncode
+
+    def connections(self, port=None):
+        """Return (worker's pid, client's port) of each connection the workers have accepted."""
+        found, ports = [], {}
+        for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, _, _, _, _, _, _, inode, *_ = line.split()
+            if int(local.split(":")[1], 16) == (port or self.port):
+                ports[f"socket:[{inode}]"] = int(remote.split(":")[1], 16)
+        master = self.process.pid
+        for pid in pathlib.Path(f"/proc/{master}/task/{master}/children").read_text().split():
+            for held in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+                # One that has just been closed is gone, which is as good as another's.
+                with contextlib.suppress(FileNotFoundError):
+                    found += [(int(pid), ports[name]) for name in [os.readlink(held)]
+                              if ports.get(name)]
+        return found
+
+    def wait_for_connections(self, count):
+        """Wait until the workers have accepted so many connections."""
+        until(lambda: len(self.connections()) == count)
+
+    def worker_of(self, client):
+        """Return the pid of the worker that serves a client's socket."""
+        [pid] = [pid for pid, port in self.connections() if port == client.getsockname()[1]]
+        return pid
+
+    def wait_until_refusing(self):
+        """Wait until nobody accepts connections any more."""
+        def refused():
+            try:
+                socket.create_connection(("127.0.0.1", self.port), DEADLINE_S).close()
+            except ConnectionRefusedError:
+                return True
+            except ConnectionResetError:
+                pass
+            return False
+        until(refused)
 
     def _read(self):
         for line in self.process.stdout:
@@ -119,9 +169,13 @@ class Router:
             for sample in family.samples}
 
     def counted_since(self, before):
-        """Return what the counters have risen by since the `metrics()` of before."""
+        """Return what the counters have risen by since the `metrics()` of before.
+
+        Without those that rise with the traffic and the time, and say nothing of what went wrong.
+        """
         return {key: value - before.get(key, 0) for key, value in self.metrics().items()
-                if key[0].endswith("_total") and value != before.get(key, 0)}
+                if key[0].endswith("_total") and value != before.get(key, 0)
+                and key[0] not in ("response_bytes_total", "sticky_total", "refreshes_total")}
 
     def runtime_directory(self):
         """Return the directory whose lock the master holds."""
@@ -134,14 +188,14 @@ class Router:
         return self.wait_for_lines(
             lambda line: line["message"] == "request" and line["request_id"] == request_id)[0]
 
-    def connect(self, timeout=DEADLINE_S):
+    def connect(self, timeout=DEADLINE_S, port=None):
         """Return a client connection."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        return http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
 
-    def post(self, body, headers=None, path="/v1/chat/completions"):
+    def post(self, body, headers=None, path="/v1/chat/completions", port=None):
         """Send a request on a connection of its own and return the whole Answer."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection = self.connect()
+        connection = self.connect(port=port)
         try:
             connection.request("POST", path, data,
                                {"Content-Type": "application/json", **(headers or {})})
@@ -149,14 +203,14 @@ class Router:
         finally:
             connection.close()
 
-    def chat(self, model, *, stream=True, headers=None, **more):
+    def chat(self, model, *, stream=True, headers=None, port=None, **more):
         """Ask `model` something."""
         return self.post({"model": model, "stream": stream, "messages": [
-            {"role": "user", "content": "hello"}], **more}, headers)
+            {"role": "user", "content": "hello"}], **more}, headers, port=port)
 
-    def get(self, path, headers=None, method="GET"):
+    def get(self, path, headers=None, method="GET", port=None):
         """Send a request without a body and return the whole Answer."""
-        connection = self.connect()
+        connection = self.connect(port=port)
         try:
             connection.request(method, path, headers=headers or {})
             return Answer(connection.getresponse())
@@ -168,6 +222,14 @@ class Router:
         with socket.create_connection(("127.0.0.1", self.port), timeout) as sock:
             sock.sendall(data)
             return read_to_end(sock)
+
+
+def until(true):
+    """Ask again and again until the answer is yes."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < give_up_at
+        time.sleep(0)
 
 
 def read_until(sock, marker):

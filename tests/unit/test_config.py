@@ -1,6 +1,7 @@
 """The environment as one value."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -125,3 +126,46 @@ def test_a_proxys_password_is_starred(environment):
 def test_dollar_signs_in_values_are_not_expanded(environment):
     """001-R2"""
     assert environment(STICKY_HASH_SECRET="a$HOME${HOME}").sticky_hash_secret == "a$HOME${HOME}"
+
+
+@pytest.mark.parametrize("given, limit", [
+    ("90%", 1800), ("5", 5), ("100%", 1999), ("1%", 20), ("5000", 1999)])
+def test_the_limit_of_requests_is_a_number_or_a_share(monkeypatch, given, limit):
+    """007-R1"""
+    monkeypatch.setenv("MAX_INFLIGHT_REQUESTS", given)
+    config = load_config()
+    assert config.max_inflight_requests.of(config.worker_connections) == limit
+    assert config.effective()["MAX_INFLIGHT_REQUESTS"] == given
+    assert config.max_inflight_requests.of(1) >= 1
+
+
+@pytest.mark.parametrize("given", ["0", "0%", "101%", "%", "90 %", "-1", "", "many"])
+def test_a_limit_that_is_neither_is_refused(monkeypatch, given):
+    """007-R1, 001-R4"""
+    monkeypatch.setenv("MAX_INFLIGHT_REQUESTS", given)
+    with pytest.raises(ConfigError, match="MAX_INFLIGHT_REQUESTS"):
+        load_config()
+
+
+@pytest.mark.parametrize("given", ["127.0.0.1", "0.0.0.0:8080", "unix:", "x:99999"])
+def test_a_health_address_must_be_one_and_another(monkeypatch, given):
+    """007-R2, 001-R4"""
+    monkeypatch.setenv("HEALTH_LISTEN_ADDR", given)
+    with pytest.raises(ConfigError, match="HEALTH_LISTEN_ADDR"):
+        load_config()
+
+
+def test_a_value_that_is_no_text_is_refused_in_a_sentence(monkeypatch, tmp_path):
+    """001-R4"""
+    path = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(path)
+    monkeypatch.setenv("STATE_DIR", os.fsdecode(path))
+    with pytest.raises(ConfigError, match="STATE_DIR: .* expected text in UTF-8"):
+        load_config()
+
+
+def test_the_addresses_are_the_services_and_the_probes(monkeypatch):
+    """007-R2"""
+    assert load_config().addresses == ["0.0.0.0:8080"]
+    monkeypatch.setenv("HEALTH_LISTEN_ADDR", "0.0.0.0:8081")
+    assert load_config().addresses == ["0.0.0.0:8080", "0.0.0.0:8081"]

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import threading
+import time
 
 import pytest
 
@@ -54,6 +56,89 @@ def test_gauges_show_the_worst_worker(metered):
     assert 0 <= metrics["ready_snapshot_age_ms",] < 60_000
     assert 0 <= metrics["ready_allowlist_age_ms",] < 60_000
     assert metrics["requests_active",] == 0
+
+
+def test_times_attempts_and_bytes_are_measured(metered):
+    """001-R13"""
+    router, upstream = metered
+    upstream.on("b:broken", reset_at_once)
+    upstream.on("b:long", complete(b"x" * 1000))
+    before = router.metrics()
+    router.chat("b:broken,b:long", headers={"Authorization": "Bearer measured"})
+    router.chat("unknown")
+    after = router.metrics()
+
+    def risen(*key):
+        return after.get(key, 0) - before.get(key, 0)
+
+    assert risen("response_bytes_total") == 1000
+    assert (risen("attempts_count"), risen("attempts_sum")) == (1, 2)
+    assert risen("attempts_bucket", "1.0") == 0 and risen("attempts_bucket", "2.0") == 1
+    for name in ("first_byte_seconds", "duration_seconds"):
+        assert risen(name + "_count") == 1 and 0 < risen(name + "_sum") < 60
+        assert risen(name + "_bucket", "+Inf") == 1
+
+
+def test_answers_under_way_are_shown(metered):
+    """001-R13"""
+    router, upstream = metered
+    go_on = threading.Event()
+    upstream.on("b:open", lambda exchange: (
+        exchange.head(200, ("Transfer-Encoding", "chunked")), exchange.chunk(b"first"),
+        go_on.wait(10), exchange.chunk(b"")))
+    before = router.metrics()
+    connection = router.connect()
+    connection.request("POST", "/v1/chat/completions", b'{"model": "b:open"}')
+    response = connection.getresponse()
+    asked = time.monotonic()
+    assert router.metrics()["streams_open",] == 1
+    open_s = time.monotonic() - asked
+    go_on.set()
+    assert response.read() == b"first"
+    connection.close()
+    router.wait_for_lines(lambda line: line.get("bytes") == 5)
+    after = router.metrics()
+    assert after["streams_open",] == 0
+    took = [after[name + "_sum",] - before[name + "_sum",]
+            for name in ("first_byte_seconds", "duration_seconds")]
+    assert took[1] > took[0] + open_s
+
+
+def test_what_became_of_sticky_choices_is_counted(metered):
+    """001-R13, 005-R3, 005-R5"""
+    router, upstream = metered
+    before = router.metrics()
+    who = {"Authorization": "Bearer sticky-and-counted"}
+    for model in ("a:1,b:1", "a:1,b:1", "a:2,b:2"):
+        router.chat(model, headers=who)
+    upstream.on("a:2", reset_at_once)
+    router.chat("b:1,a:2", headers=who)
+    after = router.metrics()
+    assert {key[1]: value - before.get(key, 0) for key, value in after.items()
+            if key[0] == "sticky_total"} == {"miss": 1, "hit": 2, "ignored": 1, "moved": 1}
+    results = [line["sticky"] for line in router.lines
+               if line["message"] == "request" and line["asked"] == "other"][-4:]
+    assert results == ["miss", "hit", "ignored", "hit"]
+
+
+def test_fetches_are_counted_by_feed_and_result():
+    """001-R13, 003-R7, 003-R9"""
+    rows = [utilization_row("a"), {"name": 5}, {"name": "x"}]
+    with Upstream(models=models_feed(["a"]), rows=rows) as upstream:
+        upstream.feed_status = 500
+        with Router(upstream.url, WEB_CONCURRENCY="2", UTILIZATION_REFRESH_MS="100",
+                    MODELS_REFRESH_MS="3600000") as router:
+            router.wait_for_lines(lambda line: line["message"] == "feed refresh fails", 4)
+            upstream.feed_status = 200
+            [line, *_] = router.wait_for_lines(lambda line: line["message"] == "feed refreshed", 2)
+            metrics = router.metrics()
+            fetched = [e for e in upstream.feed_requests if "utilization" in e.target]
+    assert metrics["refreshes_total", "models", "failed"] == 2
+    assert metrics["refreshes_total", "utilization", "failed"] >= 2
+    refreshed = metrics["refreshes_total", "utilization", "ok"]
+    assert 1 <= refreshed <= len(fetched)
+    assert line["dropped"] > 0
+    assert metrics["dropped_entries_total", "utilization"] == refreshed * line["dropped"]
 
 
 def test_a_missing_feed_is_minus_one():

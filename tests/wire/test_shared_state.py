@@ -333,7 +333,7 @@ def test_redis_that_answers_garbage_costs_no_request(upstream, answer, an_error)
             router.wait_until_fed()
             failed, _ = hurried(router, 30)
             assert failed == 0
-            assert (("sticky_errors_total", "distributed") in router.metrics()) is an_error
+            assert (router.metrics()["sticky_errors_total", "distributed"] > 0) is an_error
             assert len(set(picks([router], {"Authorization": "Bearer x"}, 10, "d,c"))) == 1
         listener.shutdown(socket.SHUT_RDWR)
 

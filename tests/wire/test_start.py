@@ -1,5 +1,6 @@
 """Starting and stopping, as an operator sees it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.support.router import ROOT, Router, free_port
+from tests.support.router import ROOT, Router, free_port, until
 from tests.support.upstream import Upstream
 
 
@@ -101,3 +102,40 @@ def test_settings_of_the_environment_reach_every_worker():
     with Upstream() as upstream, Router(upstream.url, WEB_CONCURRENCY="3") as router:
         booted = router.wait_for_lines(lambda line: line["message"] == "worker ready", 3)
         assert len({line["pid"] for line in booted}) == 3
+
+
+@pytest.mark.parametrize("stdout", ["a full disk", "a pipe nobody reads"])
+def test_lines_that_cannot_be_written_cost_nothing_but_themselves(stdout):
+    """001-R6"""
+    with Upstream() as upstream:
+        router = Router(upstream.url)
+        if stdout == "a full disk":
+            out = os.open("/dev/full", os.O_WRONLY)
+        else:
+            reading, out = os.pipe()
+            os.close(reading)
+        process = subprocess.Popen(router.command, cwd=ROOT, env=router.environment, stdout=out,
+                                   stderr=subprocess.DEVNULL)
+        os.close(out)
+
+        def serves():
+            assert process.poll() is None
+            with contextlib.suppress(ConnectionError):
+                return router.chat("m").status == 200
+
+        try:
+            until(serves)
+            # The master writes a line of this too.
+            children = f"/proc/{process.pid}/task/{process.pid}/children"
+            worker = open_and_read(children)
+            os.kill(int(worker), signal.SIGKILL)
+            until(lambda: open_and_read(children) not in ("", worker))
+            until(serves)
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+
+
+def open_and_read(path):
+    with open(path) as file:
+        return file.read().strip()

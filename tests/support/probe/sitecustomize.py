@@ -1,7 +1,8 @@
 """Looks into a router's processes from outside the app: put this directory on PYTHONPATH.
 
-On SIGNAL a process writes one line with its open descriptors, live greenlets and resident
-memory to stdout. Names under `slow.invalid` take their time to resolve.
+On SIGNAL a process writes one line to stdout: its open descriptors, live greenlets, resident
+memory, and what only the garbage collector could free. Names under `slow.invalid` take their time
+to resolve.
 """
 
 import _socket
@@ -20,12 +21,12 @@ def _report(*_):
     from greenlet import greenlet
     # Before the collection: a descriptor that only the collector would close is a leak.
     descriptors = len(os.listdir("/proc/self/fd"))
-    gc.collect()
+    garbage = gc.collect()
     greenlets = sum(isinstance(thing, greenlet) and not thing.dead for thing in gc.get_objects())
     with open("/proc/self/statm") as statm:
         resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     line = {"message": "probe", "pid": os.getpid(), "greenlets": greenlets,
-            "descriptors": descriptors, "resident": resident}
+            "descriptors": descriptors, "resident": resident, "garbage": garbage}
     os.write(1, json.dumps(line).encode() + b"\n")
 
 
