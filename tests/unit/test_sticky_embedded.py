@@ -207,3 +207,14 @@ def test_on_a_full_disk_reads_that_work_do_not_say_that_all_is_well(tmp_path, ca
             store.put("client", "m", store.get("client"))
     assert [record.kind for record in caplog.records] == ["write"]
     store.close()
+
+
+def test_a_choice_discarded_by_another_request_is_kept_again_by_a_success(tmp_path):
+    """005-R4, 005-R5: however fresh it was when it was looked up."""
+    store = EmbeddedStickyStore(tmp_path / "sticky.sqlite", 60, 10, lambda: 1000.0)
+    store.put("key", "a", store.get("key"))
+    choice = store.get("key")
+    store.discard("key", store.get("key"))
+    store.put("key", "a", choice)
+    assert store.get("key").model == "a"
+    store.close()
