@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint soak bench redis
+.PHONY: run demo test lint soak overload bench bench-peers programs
 
 # Start the router for real: configured by the environment, against the real backend.
 run: .venv/run
@@ -13,23 +13,42 @@ run: .venv/run
 demo: .venv/run
 	exec $(BIN)/python -m tests.support.demo
 
-test: lint redis
+test: lint programs
 	$(BIN)/python -m pytest
 
-# The tests start a Redis of their own, from the system's package.
-redis:
-	@command -v redis-server >/dev/null || { \
-		apt-get update -qq && apt-get install -qq -y --no-install-recommends redis-server; } || { \
-		echo "redis-server is missing: apt-get install redis-server" >&2; exit 1; }
+# The tests start a Redis, an nginx and a Prometheus of their own and ask the tools that deploy/ is
+# made for, from the system's packages (program:package). Run level 1 keeps the packages from
+# starting a server each.
+PROGRAMS = redis-server:redis-server nginx:nginx-light prometheus:prometheus \
+	systemd-analyze:systemd kubectl:kubernetes-client
+programs:
+	@export PATH="$$PATH:/usr/sbin:/sbin"; missing=; for each in $(PROGRAMS); do \
+		command -v "$${each%:*}" >/dev/null || missing="$$missing $${each#*:}"; done; \
+	test -z "$$missing" || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends $$missing >/dev/null; } || { \
+		echo "missing, as root: apt-get install$$missing" >&2; exit 1; }
 
 # Thousands of aborted streams and slow clients; some minutes. Needs slowhttptest from Debian.
 soak: .venv/dev
 	$(BIN)/python -m tests.bench.soak
 
-# One worker beside a Flask hello-world, some minutes. Needs wrk from Debian.
-bench: .venv/dev
-	$(BIN)/python -m tests.bench.throughput
-	$(BIN)/python -m tests.bench.sticky
+# Two minutes at twice the capacity, through nginx, with workers replaced in the middle.
+overload: .venv/dev programs
+	$(BIN)/python -m tests.bench.overload
+
+# What one worker can do and what it costs, some ten minutes. Needs wrk from Debian.
+bench: .venv/dev programs
+	$(BIN)/python -m tests.bench
+
+# The same beside other routers, some minutes. Needs wrk and nginx from Debian.
+bench-peers: .venv/dev programs .venv/peers/ready
+	$(BIN)/python -m tests.bench.peers .venv/peers/bin
+
+# Other people's programs, in an environment of their own to be thrown away.
+.venv/peers/ready: tests/bench/requirements-peers.txt .venv/run
+	$(PYTHON) -m venv --clear .venv/peers
+	.venv/peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 lint: .venv/dev
 	$(BIN)/flake8

@@ -4,6 +4,9 @@ import dataclasses
 import pathlib
 import re
 
+from prometheus_client import Counter, Gauge, Histogram
+
+from app import metrics
 from app.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -87,3 +90,20 @@ def test_the_readme_names_files_and_targets_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`make (\w+)`", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_readmes_table_of_metrics_is_the_code():
+    """001-R13"""
+    section = (ROOT / "README.md").read_text().partition("## Metrics")[2]
+    cells = [row.split("|")[1] for row in re.findall(r"^\| `.*", section, re.MULTILINE)]
+    shown = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    assert shown == metric_names()
+
+
+def metric_names():
+    """Return every metric's name without its prefix, as a scrape has it."""
+    declared = [vars(metrics)[name] for name in vars(metrics)]
+    names = {d._name + ("_total" if isinstance(d, Counter) else "") for d in declared
+             if isinstance(d, (Counter, Gauge, Histogram))}
+    ages = {taken: shown for taken, (shown, _) in metrics._AGE_OF.items()}
+    return {ages.get(name, name).removeprefix("chutes_autopilot_") for name in names}
