@@ -1,38 +1,114 @@
-"""A million client keys through a bound of ten thousand: size held, time flat. By `make bench`.
+"""What a request costs in the sticky stores as the live entries grow.
 
-Each step is what a request costs: a read and a write, in the embedded store on shared memory.
+A request reads and writes once, for a client drawn at random. Two in three stay with the model
+the client has, the third moves it to another; the three are timed together.
 """
 
+import contextlib
 import pathlib
+import random
+import socket
 import statistics
 import tempfile
 import time
 
+from app.sticky.distributed import DistributedStickyStore
 from app.sticky.embedded import EmbeddedStickyStore
+from app.sticky.store import StickyChoice
+from tests.bench.refresh import SHARED_MEMORY
+from tests.bench.report import Chart, Findings, Table, Target
+from tests.support.redis_server import RedisServer
 
-KEYS, BOUND, SAMPLE = 1_000_000, 10_000, 1_000
-
-
-def main():
-    """Print the median and 99th percentile of a step as the keys pass."""
-    shared_memory = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=shared_memory) as folder:
-        store = EmbeddedStickyStore(pathlib.Path(folder, "sticky.sqlite"), 1800, BOUND,
-                                    time.monotonic)
-        print(f"{'keys so far':>12} {'entries':>8} {'median us':>10} {'99 % us':>8}")
-        took = []
-        for number in range(KEYS):
-            key = f"{number:032x}"
-            started = time.perf_counter()
-            store.put(key, "some/Model-TEE", store.get(key))
-            took.append(time.perf_counter() - started)
-            if number + 1 in (10, 10_000, 100_000, 500_000, KEYS):
-                recent = took[-SAMPLE:]
-                high = statistics.quantiles(recent, n=100)[98]
-                print(f"{number + 1:12,} {len(store):8,} {statistics.median(recent) * 1e6:10.1f} "
-                      f"{high * 1e6:8.1f}")
-        store.close()
+SIZES = (10, 10_000, 1_000_000)
+ROUNDS, STEPS, TTL_S = 60, 40, 1_800
+MODELS = ("some/Model-TEE", "other/Model-TEE")
+MOST_DEARER = 0.10
 
 
-if __name__ == "__main__":
-    main()
+def key(number):
+    """Return a client key, as spread as a digest is."""
+    return f"{number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128):032x}"
+
+
+def fill_redis(server, database, count):
+    """Put entries into Redis as the store does, without a round trip for each.
+
+    The store itself puts the first one, and shows so how it names them.
+    """
+    with socket.create_connection(("127.0.0.1", server.port), 60) as sock:
+        sock.sendall(b"SELECT %d\r\nKEYS *\r\n" % database)
+        name = sock.recv(4096).split(b"\r\n")[3]
+        prefix = name.removesuffix(key(0).encode())
+        assert prefix != name
+        reader = sock.makefile("rb")
+        for start in range(0, count, 10_000):
+            some = range(start, min(start + 10_000, count))
+            sock.sendall(b"".join(b"SET %s%s %s EX %d\r\n" % (
+                prefix, key(n).encode(), MODELS[0].encode(), TTL_S) for n in some))
+            assert all(reader.readline() == b"+OK\r\n" for _ in some)
+
+
+@contextlib.contextmanager
+def stores():
+    """Yield (kind, size) -> a store with so many live entries."""
+    filled = {}
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder, RedisServer() as server:
+        for database, size in enumerate(SIZES):
+            embedded = EmbeddedStickyStore(pathlib.Path(folder, f"{size}.sqlite"), TTL_S,
+                                           2 * SIZES[-1], time.monotonic)
+            distributed = DistributedStickyStore(
+                server.url.removesuffix("0") + str(database), TTL_S, embedded, time.monotonic)
+            distributed.put(key(0), MODELS[0], StickyChoice())
+            for number in range(size):
+                embedded.put(key(number), MODELS[0], StickyChoice())
+            fill_redis(server, database, size)
+            filled["embedded", size] = embedded
+            filled["with Redis", size] = distributed
+        yield filled
+        for store in filled.values():
+            store.close()
+
+
+def request_us(store, clients):
+    """Do what requests of these clients do, the last moving; return how long one took, µs."""
+    started = time.perf_counter()
+    for client in clients:
+        choice = store.get(client)
+        assert choice.model in MODELS
+        moved = MODELS[choice.model == MODELS[0]]
+        store.put(client, moved if client is clients[-1] else choice.model, choice)
+    return (time.perf_counter() - started) / len(clients) * 1e6
+
+
+def measured(filled):
+    """Return (kind, size) -> µs a request of every step, rounds interleaved."""
+    draw, took = random.Random(3), {case: [] for case in filled}
+    for _ in range(ROUNDS):
+        for (kind, size), store in filled.items():
+            took[kind, size] += [
+                request_us(store, [key(draw.randrange(size)) for _ in range(3)])
+                for _ in range(STEPS)]
+    return took
+
+
+def measure():
+    """Measure 6."""
+    with stores() as filled:
+        took = measured(filled)
+    seen = {case: statistics.median(many) for case, many in took.items()}
+    rows = [[f"{kind}, {size:,} entries", f"{seen[kind, size]:.1f}",
+             f"{statistics.quantiles(many, n=100)[98]:.1f}",
+             f"{seen[kind, size] / seen[kind, SIZES[0]]:.2f}"]
+            for (kind, size), many in took.items()]
+    dearer = {kind: seen[kind, SIZES[-1]] / seen[kind, SIZES[0]] - 1
+              for kind in ("embedded", "with Redis")}
+    return Findings(
+        [Target("sticky store at 1,000,000 entries within 10 % of its cost at 10",
+                ", ".join(f"{kind} {more:+.0%}" for kind, more in dearer.items()),
+                max(dearer.values()) <= MOST_DEARER)],
+        [Table("Sticky store", ("a request's read and write", "median, µs", "99 %, µs",
+                                "times that at 10"), rows,
+               "Live entries, clients drawn at random, one request in three moves its client to "
+               "another model.")],
+        [Chart("Sticky store, µs a request", {
+            f"router, {kind}, {size:,}": seen[kind, size] for kind, size in seen})])

@@ -1,134 +1,76 @@
 """Requests and streamed chunks a second of one worker, beside a Flask hello-world.
 
 Everything in one run on one machine, interleaved round by round, medians taken; processor time
-is the worker's own, read from the system, since these machines are shared. Needs wrk (Debian).
-Run by `make bench`.
+is read from the system beside, since these machines are noisy.
 """
 
-import os
-import pathlib
-import shutil
-import statistics
-import subprocess
-import sys
-import tempfile
-import textwrap
+from tests.bench.processes import hello, quiet_router, router, upstream
+from tests.bench.report import Chart, Findings, Table, Target
+from tests.bench.upstream import STREAM_LENGTHS
+from tests.bench.wrk import BIG, Load, interleaved
 
-from tests.support.router import ROOT, Router, free_port
-
-ROUNDS, ROUND_S, CONNECTIONS = 5, 3, 32
-HELLO = """
-from flask import Flask
-app = Flask("hello")
+ROUNDS = 5
+HELLO, ALIAS, QUIET = "Flask hello-world", "router, alias, sticky", "router, logs and metrics off"
+DIRECT = "router, direct"
 
 
-@app.post("/v1/chat/completions")
-def hello():
-    return "hello world"
-"""
-# The settings of the router's own gunicorn, with the stock worker.
-HELLO_SETTINGS = ["--worker-class", "gevent", "--workers", "1", "--worker-connections", "2000",
-                  "--keep-alive", "75", "--no-control-socket"]
-LUA = """
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-wrk.headers["Authorization"] = "Bearer sk-of-the-benchmark"
-wrk.body = '{"model":"' .. os.getenv("MODEL") .. '","stream":true,"messages":[' ..
-    '{"role":"user","content":"' .. string.rep("x", tonumber(os.getenv("SIZE"))) .. '"}]}'
-"""
-BODY_BYTES = 900
+def streams(name, server):
+    """Return the loads of streams."""
+    return {f"{name}, streams of {count:,}": Load(server, f"stream-{count}", events=count)
+            for count in STREAM_LENGTHS}
 
 
-class Target:
-    """A server's port, and the process whose time is counted."""
-
-    def __init__(self, port, pid):
-        self.port, self.pid = port, pid
-
-    def processor_s(self):
-        """Return the user and system time of the process so far, seconds."""
-        fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def load(self, script, model):
-        """Return requests a second under load, and the process's seconds a request."""
-        before = self.processor_s()
-        done = subprocess.run(
-            ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{ROUND_S}", "-s", script,
-             f"http://127.0.0.1:{self.port}/v1/chat/completions"],
-            capture_output=True, text=True, check=True,
-            env={**os.environ, "MODEL": model, "SIZE": str(BODY_BYTES)})
-        assert "Non-2xx" not in done.stdout and "Socket errors" not in done.stdout, done.stdout
-        requests = int(done.stdout.partition(" requests in ")[0].split()[-1])
-        rate = float(done.stdout.partition("Requests/sec:")[2].split()[0])
-        return rate, (self.processor_s() - before) / requests
+def requests(name, server):
+    """Return the loads of large requests and answers."""
+    return {f"{name}, 500 KB sent": Load(server, "plain", BIG),
+            f"{name}, 500 KB answered": Load(server, "large")}
 
 
-def started(command, **options):
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL, text=True, **options)
+def rows(loads, rates, beside):
+    """Return the table's rows: the figures, and those of `beside` as the measure."""
+    for name, load in loads.items():
+        rate = rates[name]
+        chunks = f"{rate.answers * load.events:,.0f}" if load.events else ""
+        yield [name, f"{rate.answers:,.0f}", chunks, f"{rate.cost_s * 1e6:,.0f}",
+               f"{rate.busy:.2f}", f"{rate.answers / beside.answers:.2f}",
+               f"{rate.cost_s / beside.cost_s:.2f}"]
 
 
-def child_of(pid):
-    """Return the one child of a gunicorn master, once there is one."""
-    while True:
-        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if children:
-            return int(children[0])
+HEAD = ("one worker, 32 connections", "answers/s", "chunks/s", "processor µs/answer",
+        "cores used", "rate, of hello's", "processor, of hello's")
 
 
-def measure(targets, script):
-    """Return case -> median of (rate, seconds of processor a request), rounds interleaved."""
-    seen = {case: [] for case in targets}
-    for _ in range(ROUNDS):
-        for case, (target, model) in targets.items():
-            seen[case].append(target.load(script, model))
-    return {case: tuple(map(statistics.median, zip(*rounds))) for case, rounds in seen.items()}
+def measure():
+    """Measure 1 and 2, and what logs and metrics cost."""
+    with (upstream() as backend, hello() as stock, router(backend) as ours,
+          quiet_router(backend) as quiet):
+        loads = {
+            HELLO: Load(stock, "plain"), DIRECT: Load(ours, "plain"),
+            ALIAS: Load(ours, "chutesai/AutoPilot"), QUIET: Load(quiet, "chutesai/AutoPilot"),
+            **requests("router", ours), **streams("router", ours),
+            "upstream alone": Load(backend, "plain"), **requests("upstream alone", backend),
+            **streams("upstream alone", backend)}
+        rates = interleaved(loads, ROUNDS)
+    return judged(loads, rates)
 
 
-def report(results):
-    """Print the table."""
-    hello = results["Flask hello-world"]
-    print(f"{'case':34} {'requests/s':>10} {'chunks/s':>10} {'CPU us/req':>11} "
-          f"{'of hello':>9} {'CPU x':>6}")
-    for case, (rate, cost) in results.items():
-        chunks = int(case.rpartition(" ")[2]) if "chunks of" in case else 0
-        shown = f"{rate * chunks:10.0f}" if chunks else " " * 10
-        print(f"{case:34} {rate:10.0f} {shown} {cost * 1e6:11.0f} {rate / hello[0]:9.2f} "
-              f"{cost / hello[1]:6.2f}")
-
-
-def main():
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is missing: apt-get install wrk")
-    with tempfile.TemporaryDirectory() as folder:
-        script = pathlib.Path(folder, "post.lua")
-        script.write_text(LUA)
-        pathlib.Path(folder, "hello.py").write_text(textwrap.dedent(HELLO))
-        upstream = started(["-m", "tests.bench.upstream"])
-        port, hello_port = int(upstream.stdout.readline()), free_port()
-        hello = started(["-m", "gunicorn", *HELLO_SETTINGS, "--chdir", folder, "--bind",
-                         f"127.0.0.1:{hello_port}", "-c", os.devnull, "hello:app"])
-        try:
-            with Router(f"http://127.0.0.1:{port}", LOG_LEVEL="info") as router:
-                [ready] = router.wait_for_lines(lambda line: line["message"] == "worker ready")
-                ours = Target(router.port, ready["pid"])
-                direct = Target(port, upstream.pid)
-                stock = Target(hello_port, child_of(hello.pid))
-                report(measure({
-                    "Flask hello-world": (stock, "x"),
-                    "router, direct": (ours, "plain"),
-                    "router, alias, sticky": (ours, "chutesai/AutoPilot"),
-                    "router, chunks of 100": (ours, "stream-100"),
-                    "router, chunks of 1000": (ours, "stream-1000"),
-                    "upstream alone": (direct, "x"),
-                    "upstream alone, chunks of 1000": (direct, "stream-1000")}, str(script)))
-        finally:
-            for process in (hello, upstream):
-                process.terminate()
-                process.wait()
-                process.stdout.close()
-
-
-if __name__ == "__main__":
-    main()
+def judged(loads, rates):
+    """Hold the rates against the targets."""
+    part = rates[DIRECT].answers / rates[HELLO].answers
+    price = 1 - rates[ALIAS].answers / rates[QUIET].answers
+    dearer = rates[ALIAS].cost_s / rates[QUIET].cost_s - 1
+    return Findings(
+        [Target("non-streaming throughput at least half of Flask hello-world's",
+                f"{part:.2f} of it; {rates[ALIAS].answers / rates[HELLO].answers:.2f} by the alias",
+                part >= 0.5),
+         Target("everything on within 15 % of the throughput with logs and metrics off",
+                f"{price:.0%} less; {dearer:.0%} more processor time", price <= 0.15)],
+        [Table("Throughput", HEAD, list(rows(loads, rates, rates[HELLO])),
+               "Requests and answers are of 1 KB where nothing else is said. Upstream and wrk "
+               "share the cores that the server does not have, so that what the upstream does "
+               "alone is what it can do at least.")],
+        [Chart("Requests a second, one worker, 1 KB", {
+            name: rates[name].answers for name in (HELLO, DIRECT, ALIAS, QUIET)}),
+         Chart("Streamed chunks a second, one worker", {
+             name: rates[name].answers * load.events for name, load in loads.items()
+             if load.events and name.startswith("router")})])

@@ -1,0 +1,56 @@
+"""The inside of a worker that does nothing but refresh its feeds; see tests.bench.refresh.
+
+Run as a process of its own, configured by the environment as a worker is. Prints for each round
+how long the event loop was held at most, and the processor time of the round, both in ms.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import json  # noqa: E402
+import time  # noqa: E402
+
+import gevent  # noqa: E402
+
+from app.config import load_config  # noqa: E402
+from app.factory import create_app  # noqa: E402
+
+ROUNDS = 21
+
+
+def refresh(feeds):
+    """Bring both feeds up to date, as the greenlets of a worker do."""
+    for feed in feeds:
+        assert feed.refresh()
+        # Far more than the interval: the next refresh is one.
+        time.sleep(0.005)
+
+
+def longest_hold_ms(feeds):
+    """Refresh with a greenlet beside that wants to run all the time; return its longest wait."""
+    worker, longest, seen = gevent.spawn(refresh, feeds), 0.0, time.perf_counter()
+    while not worker.dead:
+        gevent.sleep(0)
+        now = time.perf_counter()
+        longest, seen = max(longest, now - seen), now
+    worker.get()
+    return longest * 1000
+
+
+def processor_ms(feeds):
+    """Return the processor time of a refresh with nothing beside it."""
+    before = time.process_time()
+    refresh(feeds)
+    return (time.process_time() - before) * 1000
+
+
+def main():
+    """Do it so many times; the first is not counted."""
+    feeds = create_app(load_config()).extensions["router"].feeds
+    refresh(feeds)
+    print(json.dumps([(longest_hold_ms(feeds), processor_ms(feeds)) for _ in range(ROUNDS)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Closed-loop load by wrk, and what the server spends on it meanwhile."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from tests.bench.processes import LOAD_CORES, Server
+from tests.support.router import DEADLINE_S
+
+ROUND_S, CONNECTIONS = 2, 32
+SMALL, BIG = 1_000, 500_000
+SCRIPT = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer sk-of-the-benchmark"
+local file = io.open(os.getenv("BODY"), "rb")
+wrk.body = file:read("*a")
+file:close()
+function done(summary)
+    local e = summary.errors
+    print(string.format('{"requests":%d,"bytes":%d,"us":%d,"bad":%d}', summary.requests,
+        summary.bytes, summary.duration, e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is sent to whom.
+
+    model   says what comes back; see tests.bench.upstream
+    size    of the request's body, bytes
+    events  in the answer; 0: it is not a stream
+    """
+
+    server: Server
+    model: str
+    size: int = SMALL
+    events: int = 0
+    connections: int = CONNECTIONS
+
+    def body(self):
+        """Return the request's body."""
+        text = json.dumps({"model": self.model, "stream": self.events > 0, "messages": [
+            {"role": "user", "content": ""}]})
+        return text.replace('""', '"%s"' % ("x" * (self.size - len(text)))).encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """What came of it.
+
+    answers  a second
+    cost_s   processor time of the server for each, seconds
+    busy     part of a core it used
+    """
+
+    answers: float
+    cost_s: float
+    busy: float
+
+
+def whole_answer(load):
+    """Send one request and return the bytes of the answer; fail if it is not what was asked."""
+    body, received = load.body(), b""
+    with socket.create_connection(("127.0.0.1", load.server.port), DEADLINE_S) as sock:
+        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: "
+                     b"Bearer sk-of-the-benchmark\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        while not _ended(received):
+            data = sock.recv(1 << 20)
+            assert data, received[:500]
+            received += data
+    unframed = re.sub(rb"\r\n[0-9a-fA-F]+\r\n", b"", received)
+    words = len(re.findall(rb'"content": ?"(?: word[0-9]|@[0-9.]+@)"', unframed))
+    assert received.startswith(b"HTTP/1.1 200 ") and words == load.events, received[:500]
+    return received
+
+
+def _ended(received):
+    head, found, body = received.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head.lower())
+    return found and (len(body) >= int(length[1]) if length else body.endswith(b"0\r\n\r\n"))
+
+
+def run(load, size, seconds):
+    """Have wrk send for some seconds; return the Rate.
+
+    size  of one answer, bytes: streams that the end of the time interrupts count by their bytes
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        script, body = pathlib.Path(folder, "post.lua"), pathlib.Path(folder, "body")
+        script.write_text(SCRIPT)
+        body.write_bytes(load.body())
+        before = load.server.processor_s()
+        done = subprocess.run(
+            ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds}", "--timeout", "60", "-s",
+             str(script), f"http://127.0.0.1:{load.server.port}/v1/chat/completions"],
+            capture_output=True, text=True, check=True, env={**os.environ, "BODY": str(body)},
+            preexec_fn=lambda: os.sched_setaffinity(0, LOAD_CORES))
+        spent_s = load.server.processor_s() - before
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert not seen["bad"], done.stdout
+    answers = max(seen["requests"], seen["bytes"] / size if load.events else 0)
+    took_s = seen["us"] / 1e6
+    return Rate(answers / took_s, spent_s / answers, spent_s / took_s)
+
+
+def interleaved(loads, rounds, seconds=ROUND_S):
+    """Run the loads one after the other, several times; return name -> Rate of medians."""
+    sizes = {name: len(whole_answer(load)) for name, load in loads.items()}
+    for name, load in loads.items():
+        run(load, sizes[name], 1)
+    seen = {name: [] for name in loads}
+    for _ in range(rounds):
+        for name, load in loads.items():
+            seen[name].append(dataclasses.astuple(run(load, sizes[name], seconds)))
+    return {name: Rate(*map(statistics.median, zip(*rates))) for name, rates in seen.items()}
+
+
+def require(*programs):
+    """Leave with a sentence if a program of the system is missing."""
+    for program in programs:
+        if shutil.which(program) is None:
+            sys.exit(f"{program} is missing: apt-get install {program}")
