@@ -41,8 +41,8 @@ class Route:
         """
         if choice is None or choice not in self.candidates:
             return self
-        others = tuple(name for name in self.candidates if name != choice)
-        return Route(self.mode, (choice, *others))
+        place = self.candidates.index(choice)
+        return Route(self.mode, (choice, *self.candidates[:place], *self.candidates[place + 1:]))
 
 
 def sticky_result(route: Route, choice: str | None) -> str:

@@ -7,6 +7,7 @@ Source: specs/003 R1, R8.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 
 from app.routing.ranking import Candidate, UtilizationRow, rank
@@ -44,7 +45,7 @@ class Snapshot:
     candidates: tuple[Candidate, ...]
     taken_at: float
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Return the candidates' model ids, best first."""
         return tuple(candidate.name for candidate in self.candidates)

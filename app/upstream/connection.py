@@ -189,7 +189,10 @@ class _Exchange(HTTPConnection):
     def _send_message(self) -> None:
         self._sending = True
         for part in self._message:
-            self.sock.sendall(part)
+            # sendall() would first ask for the size of the kernel's buffer, which is seldom needed.
+            sent = self.sock.send(part)
+            if sent < len(part):
+                self.sock.sendall(memoryview(part)[sent:])
         self._sending = False
 
     def close(self) -> None:
