@@ -7,7 +7,8 @@ import time
 from tests.bench.report import Findings, publish
 from tests.bench.wrk import require
 
-MEASURES = ("throughput", "latency", "open_streams", "refresh", "sticky", "startup")
+MEASURES = ("throughput", "latency", "open_streams", "refresh", "sticky", "sticky_requests",
+            "startup")
 
 
 def main():

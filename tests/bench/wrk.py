@@ -24,6 +24,13 @@ wrk.headers["Authorization"] = "Bearer sk-of-the-benchmark"
 local file = io.open(os.getenv("BODY"), "rb")
 wrk.body = file:read("*a")
 file:close()
+local clients = tonumber(os.getenv("CLIENTS"))
+if clients > 1 then
+    function request()
+        wrk.headers["Authorization"] = "Bearer sk-" .. math.random(0, clients - 1)
+        return wrk.format()
+    end
+end
 function done(summary)
     local e = summary.errors
     print(string.format('{"requests":%d,"bytes":%d,"us":%d,"bad":%d}', summary.requests,
@@ -39,6 +46,7 @@ class Load:
     model   says what comes back; see tests.bench.upstream
     size    of the request's body, bytes
     events  in the answer; 0: it is not a stream
+    clients  drawn from at random for each request, by their tokens sk-0, sk-1, ...
     """
 
     server: Server
@@ -46,6 +54,7 @@ class Load:
     size: int = SMALL
     events: int = 0
     connections: int = CONNECTIONS
+    clients: int = 1
 
     def body(self):
         """Return the request's body."""
@@ -104,7 +113,8 @@ def run(load, size, seconds):
         done = subprocess.run(
             ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds}", "--timeout", "60", "-s",
              str(script), f"http://127.0.0.1:{load.server.port}/v1/chat/completions"],
-            capture_output=True, text=True, check=True, env={**os.environ, "BODY": str(body)},
+            capture_output=True, text=True, check=True,
+            env={**os.environ, "BODY": str(body), "CLIENTS": str(load.clients)},
             preexec_fn=lambda: os.sched_setaffinity(0, LOAD_CORES))
         spent_s = load.server.processor_s() - before
     seen = json.loads(done.stdout.splitlines()[-1])
