@@ -52,6 +52,13 @@ class Application(Flask):
         """Return `func`: nothing here is a coroutine."""
         return func
 
+    def should_ignore_error(self, error: BaseException | None) -> bool:
+        """Say yes: nothing is told of it. Flask's variable would keep its traceback, and itself.
+
+        That would leave a client's whole request to the garbage collector.
+        """
+        return True
+
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Return what matches a request's path; hosts make no difference."""
         if request is None:
@@ -74,6 +81,8 @@ class Application(Flask):
     def process_response(self, response: Response) -> Response:
         """Complete an answer's header and decide what becomes of its connection."""
         environ = request.environ
+        # It knows the request by its traceback; one of them must go.
+        request.routing_exception = None
         if REQUEST_ID not in response.headers:
             response.headers[REQUEST_ID] = environ["router.request_id"]
         if has_unread_body(environ):

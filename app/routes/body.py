@@ -6,11 +6,12 @@ body whose client died in the middle, as if they were complete.
 Source: specs/002 R1, R21.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from app.errors import ApiError
-from app.eventloop import deadline
+from app.eventloop import Deadline
 
 _PIECE = 64 * 1024
 # A body that is skipped has come with its head, or it is not waited for.
@@ -34,8 +35,8 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> byte
     try:
         if announced is not None and announced > max_bytes:
             raise ApiError("request_too_large", f"The body is larger than {max_bytes} bytes.")
-        late = ApiError("request_timeout", f"The body was not complete within {timeout_s:g} s.")
-        with deadline(timeout_s, late):
+        with Deadline(timeout_s, lambda: ApiError(
+                "request_timeout", f"The body was not complete within {timeout_s:g} s.")):
             body = _read(environ["wsgi.input"], max_bytes, announced)
         environ[_READ_WHOLE] = True
         if announced is not None and len(body) < announced:
@@ -54,13 +55,10 @@ def skip_body(environ: dict[str, Any]) -> None:
     announced = int(environ.get("CONTENT_LENGTH") or 0)
     if not 0 < announced <= _PIECE:
         return
-    late = ApiError("request_timeout", "")
-    try:
-        with deadline(_SKIP_S, late):
+    with contextlib.suppress(ApiError):
+        with Deadline(_SKIP_S, lambda: ApiError("request_timeout", "")):
             body = _read(environ["wsgi.input"], _PIECE, announced)
         environ[_READ_WHOLE] = len(body) == announced
-    except ApiError:
-        pass
 
 
 def has_unread_body(environ: Mapping[str, Any]) -> bool:
@@ -90,8 +88,6 @@ def _read(stream: Any, max_bytes: int, announced: int | None) -> bytes:
         try:
             # One byte more than allowed is enough to know.
             piece = stream.read(min(_PIECE, max_bytes + 1 - size))
-        except ApiError:
-            raise
         except Exception as error:
             # Broken chunks are plain exceptions of the server's parser, a lost client an OSError.
             raise ApiError("invalid_body", "The body could not be read.") from error

@@ -113,7 +113,7 @@ class Proxy:
         def on_attempt(attempt: Attempt) -> None:
             record.attempts.append({
                 "model": log_name(attempt.model, self.store.allowlist),
-                "outcome": attempt.failure or str(attempt.status), "detail": attempt.detail,
+                "outcome": attempt.outcome, "detail": attempt.detail,
                 "ms": round(attempt.duration_ms, 1)})
             if attempt.failure is not None:
                 record.failures.append(attempt.failure)

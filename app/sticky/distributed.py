@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.eventloop import deadline
+from app.eventloop import Deadline
 from app.metrics import count, sticky_errors_total
 from app.sticky.store import StickyChoice, StickyStore
 
@@ -103,7 +103,7 @@ class DistributedStickyStore:
             return False, None
         self._at_once += 1
         try:
-            with deadline(left_s, _TooLate()):
+            with Deadline(left_s, _TooLate):
                 answer = call()
         except redis.ResponseError as error:
             # It answers, but will not do this: out of memory, read-only, another type of key.

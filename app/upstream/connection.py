@@ -20,7 +20,7 @@ from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPResponse
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, ProtocolError
 
-from app.eventloop import FairShare, deadline, readable
+from app.eventloop import Deadline, FairShare, readable
 from app.metrics import count, resends_total
 from app.upstream import wire
 
@@ -151,9 +151,9 @@ class _Exchange(HTTPConnection):
 
     def connect(self) -> None:
         """Look up, connect and, for https, shake hands, all within the connect timeout."""
-        late = ConnectTimeoutError(self, "connect timeout")
         try:
-            with deadline(self._connect_timeout_s, late):
+            with Deadline(self._connect_timeout_s,
+                          lambda: ConnectTimeoutError(self, "connect timeout")):
                 super().connect()
         except BaseException as error:
             # A socket in the middle of its handshake is known to the frames below only: without
@@ -239,9 +239,10 @@ class _Exchange(HTTPConnection):
         try:
             return self.sock.recv(_READ_SIZE)
         except ssl.SSLError as error:
-            # Before the body an end is an end, with TLS's own word for it or without. Which class
-            # says so differs between the 3.11 releases; the reason does not.
-            if error.reason == "UNEXPECTED_EOF_WHILE_READING":
+            # Before the body an end is an end, with TLS's own word for it or without, or by a
+            # reset. How that is said differs between the 3.11 releases.
+            if (isinstance(error, ssl.SSLEOFError)
+                    or error.reason == "UNEXPECTED_EOF_WHILE_READING"):
                 return b""
             raise
 

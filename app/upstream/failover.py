@@ -15,6 +15,8 @@ from app.errors import ApiError
 from app.routing.outcomes import WHEN_EXHAUSTED, Outcome, UpstreamFailed, status_outcome
 from app.upstream.transport import UpstreamResponse
 
+ABANDONED = "abandoned"
+
 
 class Sender(Protocol):
     """What failover asks of a transport; see Transport.send."""
@@ -38,6 +40,11 @@ class Attempt:
     status: int | None
     detail: str
     duration_ms: float
+
+    @property
+    def outcome(self) -> str:
+        """Return in a word how it ended; `abandoned`: the request ended before it did."""
+        return self.failure or (ABANDONED if self.status is None else str(self.status))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Attempts:
                 if response is not None:
                     response.close()
                 if not isinstance(error, UpstreamFailed):
+                    on_attempt(Attempt(model, None, None, "", self._ms_since(started)))
                     raise
                 # Not the error itself: its traceback would keep this frame, and all of the
                 # attempt, until the garbage collector came by.

@@ -13,9 +13,17 @@ from http.client import HTTPException
 from typing import Any
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ProtocolError, SSLError
+from urllib3.exceptions import ProtocolError
 
 from app.upstream.connection import HttpConnection, HttpsConnection, RawResponse
+
+
+class ExchangeBroke(ProtocolError):
+    """A connection broke before it had brought a response head."""
+
+
+class ResendBroke(ExchangeBroke):
+    """The second one did, after a stale one from the pool."""
 
 
 class _IdleStack:
@@ -69,17 +77,15 @@ class _Pool(HTTPConnectionPool):
                 headers = {**headers, **(self.proxy_headers or {})}
             try:
                 connection.request("POST", target, body, headers)
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 # Perhaps it has answered without hearing everything.
                 pass
             response: RawResponse = connection.getresponse()
         except BaseException as error:
             connection.close()
-            self._put_conn(None)
-            if isinstance(error, ssl.SSLError):
-                raise SSLError(error) from error
             if isinstance(error, (OSError, HTTPException)):
-                raise ProtocolError("connection aborted", error) from error
+                broke = ResendBroke if connection.resent else ExchangeBroke
+                raise broke("connection aborted", error) from error
             raise
         response.belongs_to(self, connection)
         return response

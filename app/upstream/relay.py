@@ -16,8 +16,6 @@ from app.upstream.transport import BODY_ERRORS, break_cause
 # What ends a complete event stream, and how far from its end it is looked for.
 _DONE = b"[DONE]"
 _TAIL_BYTES = 32
-# struct linger {on, 0 seconds}: closing the socket then resets the connection.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Relay:
@@ -41,6 +39,8 @@ class Relay:
         self._event_stream = any(
             name.lower() == "content-type" and value.lower().startswith("text/event-stream")
             for name, value in committed.response.fields)
+        if not delimited:
+            self._end_in_reset(True)
 
     def __iter__(self) -> Iterator[bytes]:
         record, tail = self._record, b""
@@ -62,18 +62,20 @@ class Relay:
             yield self._committed.first
         yield from self._committed.response.chunks
 
-    def _make_cut_visible(self) -> None:
+    def _end_in_reset(self, on: bool) -> None:
         # To a client that reads until the connection closes (HTTP/1.0, nginx by default), only
-        # a reset tells a broken answer from a complete one.
-        if self._client is not None and not self._delimited:
-            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        # a reset tells a broken answer from a complete one; from the start, since a worker that is
+        # killed has no later.
+        if self._client is not None:
+            # struct linger {on, 0 seconds}: closing the socket then resets the connection.
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 
     def close(self) -> None:
         """Let go of upstream and client, whyever it ended. Closing twice is harmless."""
-        if self._record.ending is not Ending.COMPLETE:
-            self._make_cut_visible()
+        if self._record.ending is Ending.COMPLETE and not self._delimited:
+            self._end_in_reset(False)
         try:
             self._committed.response.close()
-            self._on_close()
         finally:
+            self._on_close()
             self._record.finish()

@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util.ssl_ import create_urllib3_context
 
 from app.errors import FetchFailed
-from app.eventloop import deadline
+from app.eventloop import Deadline
 from app.routing.outcomes import Outcome, UpstreamFailed
 from app.upstream.connection import BodyBroke, RawResponse
 from app.upstream.pool import POOLS_BY_SCHEME
@@ -82,10 +82,10 @@ class UpstreamResponse:
         """
         if self._raw.has_begun:
             return next(self.chunks)
-        late = UpstreamFailed(Outcome.FIRST_BODY_BYTE_TIMEOUT, "no body byte")
         self._raw.limit_silence(None)
         try:
-            with deadline(timeout_s, late):
+            with Deadline(timeout_s, lambda: UpstreamFailed(
+                    Outcome.FIRST_BODY_BYTE_TIMEOUT, "no body byte")):
                 first = next(self.chunks)
         except StopIteration:
             raise UpstreamFailed(Outcome.FIRST_BODY_BYTE_ERROR, "empty body") from None
@@ -182,9 +182,9 @@ class Transport:
         Raises            UpstreamFailed: upstream_connect_error, upstream_header_timeout
         Cost              I/O; switches greenlets
         """
-        late = UpstreamFailed(Outcome.HEADER_TIMEOUT, "no headers")
         try:
-            with deadline(header_timeout_s, late):
+            with Deadline(header_timeout_s, lambda: UpstreamFailed(
+                    Outcome.HEADER_TIMEOUT, "no headers")):
                 raw = self._pool.exchange(self._target, body, {"Host": self._host, **headers})
         except HTTPError as error:
             raise UpstreamFailed(Outcome.CONNECT_ERROR, _detail(error)) from error
@@ -226,10 +226,12 @@ def feed_fetcher(url: str, *, timeout_s: float, max_bytes: int) -> Callable[[], 
     session.trust_env = False
     session.mount("https://", _TrustingOnce(ca_bundle))
 
+    def too_late() -> FetchFailed:
+        return FetchFailed(f"no complete answer within {timeout_s:g} s")
+
     def fetch() -> bytes:
-        late = FetchFailed(f"no complete answer within {timeout_s:g} s")
         try:
-            with deadline(timeout_s, late), session.get(
+            with Deadline(timeout_s, too_late), session.get(
                     url, stream=True, allow_redirects=False, timeout=timeout_s,
                     proxies=proxies) as response:
                 return _read_feed(response, max_bytes)

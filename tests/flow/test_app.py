@@ -107,7 +107,8 @@ def test_a_client_that_leaves_ends_the_attempts_and_nobody_is_blamed():
     with pytest.raises(ClientGone):
         attempts.run(("a", "b"), lambda model: json.dumps({"model": model}).encode(), {}, 1.0,
                      told.append)
-    assert answer.closed and not told
+    assert answer.closed
+    assert [(a.model, a.outcome, a.failure) for a in told] == [("a", "abandoned", None)]
 
 
 def test_all_attempts_are_told_with_their_outcome():

@@ -429,6 +429,20 @@ def test_F11_a_connection_that_breaks_after_a_byte_of_the_response_is_no_stale_o
     oracle.holds({("failover_reason_total", "upstream_connect_error"): 1})
 
 
+def test_F11_a_resend_that_breaks_too_is_a_failed_candidate_and_named_in_the_line(
+        router, upstream, model, oracle):
+    """002-R14, 006-W6, 006-W13"""
+    name = model()
+    upstream.on(name, lambda exchange: (
+        complete(b"{}") if len(upstream.seen(name)) == 1 else reset_at_once)(exchange))
+    upstream.drop_idle()
+    assert ask(router, name).status == 200
+    assert ask(router, name, {"X-Request-Id": name}).error["code"] == "upstream_connect_error"
+    [attempt] = router.record(name)["attempts"]
+    assert attempt["detail"].startswith("ResendBroke ")
+    oracle.holds({("resends_total",): 1, ("failover_reason_total", "upstream_connect_error"): 1})
+
+
 def test_F11_a_resend_that_finds_nobody_is_a_failed_candidate(upstream, model):
     """002-R14, 006-W6, 006-W13"""
     with Upstream() as short_lived, Router(
@@ -626,6 +640,21 @@ def test_over_tls_an_answer_that_breaks_off_never_looks_complete_either(secure, 
     assert backend.seen(name)[0].closed.wait(5)
 
 
+@pytest.mark.parametrize("ending", ["close", "reset", "close_by_the_book"])
+def test_F11_over_tls_a_connection_gone_stale_in_the_pool_is_no_failed_candidate_either(
+        secure, model, ending):
+    """002-R14, 006-W6, 006-W13"""
+    router, backend = secure
+    name = model()
+    backend.on(name, lambda exchange: complete(b"{}")(exchange) if exchange.turn % 2
+               else getattr(exchange, ending)())
+    backend.drop_idle()
+    for _ in range(5):
+        assert ask(router, name, {"X-Request-Id": name}).status == 200
+    assert router.record(name)["resent"] is False
+    assert [exchange.turn for exchange in backend.seen(name)] == [1, *[2, 1] * 4]
+
+
 def test_over_tls_a_body_that_lasts_until_the_end_is_complete_when_tls_says_so(secure, model):
     """006-W4, 002-R15"""
     router, backend = secure
@@ -730,6 +759,8 @@ def test_a_client_that_leaves_takes_the_upstream_connection_with_it(
     record = router.record(name)
     assert record["ended"] == "client_gone"
     assert record["status"] == (499 if not committed else 500 if "another" in case else 200)
+    assert [attempt["outcome"] for attempt in record["attempts"]] == [
+        str(record["status"]) if committed else "abandoned"]
     assert not upstream.seen(spare) and len(upstream.seen(name)) == 1
     client.close()
     oracle.holds({("client_gone_total",): 1})
@@ -751,8 +782,9 @@ def test_a_client_that_leaves_while_the_upstream_is_being_connected(upstream, ca
             # Not when the garbage collector comes by: at once.
             assert place.left is None or place.left.wait(1)
             record = alone.record("leaving")
-            assert (record["ended"], record["status"], record["attempts"]) == (
-                "client_gone", 499, [])
+            assert (record["ended"], record["status"]) == ("client_gone", 499)
+            assert [(attempt["model"], attempt["outcome"]) for attempt in record["attempts"]] == [
+                (LISTED, "abandoned")]
             assert not any(count for key, count in alone.metrics().items()
                            if key[0] == "failover_reason_total")
     finally:

@@ -1,6 +1,7 @@
 """After the first byte: every byte as it came, and no end that is not one."""
 
 import contextlib
+import functools
 import http.client
 import json
 import socket
@@ -256,17 +257,65 @@ def test_until_close_answers_end_where_the_upstream_ends_them(router, upstream, 
     connection.close()
 
 
-@pytest.mark.parametrize("asked", ["ok", "failing,ok", "failing", "unknown", "cut"])
-def test_a_request_leaves_nothing_that_only_the_garbage_collector_frees(asked):
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+
+def ask(model, router, _):
+    """Ask and take the answer."""
+    router.chat(model)
+
+
+def leave(model, router, upstream):
+    """Send a request and leave once the upstream has it."""
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        seen = len(upstream.exchanges)
+        body = json.dumps({"model": model, "stream": True}).encode()
+        client.sendall(HEAD % len(body) + body)
+        until(lambda: len(upstream.exchanges) > seen)
+
+
+def send_slowly(router, _):
+    """Send a part of a body and wait."""
+    router.exchange(HEAD % 9 + b"{")
+
+
+def lose_the_way(router, _):
+    """Ask for a route that is not there."""
+    router.get("/v1/other")
+
+
+ENDINGS = {
+    **{model: functools.partial(ask, model) for model in (
+        "ok", "failing,ok", "failing", "unknown", "cut", "no head", "no body")},
+    "left without a head": functools.partial(leave, "no head"),
+    "left without a body": functools.partial(leave, "no body"),
+    "a body too slow": send_slowly, "no such route": lose_the_way}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_request_leaves_nothing_that_only_the_garbage_collector_frees(ending):
     """006-W15: a full collection among thousands of streams holds the event loop."""
-    listed = models_feed(["ok", "failing", "cut"])
-    with Upstream(models=listed) as upstream, Router(upstream.url) as router:
+    listed = models_feed(["ok", "failing", "cut", "no head", "no body"])
+    with Upstream(models=listed) as upstream, Router(
+            upstream.url, UPSTREAM_HEADER_TIMEOUT_MS="100", CLIENT_BODY_TIMEOUT_MS="100",
+            UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS="100") as router:
         upstream.on("failing", reset_at_once)
         upstream.on("cut", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfirst", "reset"))
-        router.chat(asked)
+        upstream.on("no head", lambda exchange: exchange.until_closed())
+        upstream.on("no body", lambda exchange: (
+            exchange.head(200, ("Content-Length", "9")), exchange.until_closed()))
+
+        def end(count):
+            for _ in range(count):
+                ENDINGS[ending](router, upstream)
+            router.wait_for_lines(lambda line: line["message"].startswith("request"), count,
+                                  since=since)
+
+        since = 0
+        end(1)
         router.probe()
-        for _ in range(20):
-            router.chat(asked)
+        since = len(router.lines)
+        end(20)
         [report] = router.probe()
         # The URL matching leaves eight small ones a request; with a frame it would be dozens.
         assert report["garbage"] <= 20 * 10
