@@ -40,17 +40,20 @@ class Drain:
 
     in_flight    its requests
     connections  of its clients, as they are at each moment
-    servers      where it accepts them
-    probed       the same for probes and scrapes: closed when all else is over
+    probes       connections by the health address, the same way
+    servers      where it accepts clients
+    probed       where it accepts probes: closed when all else is over
     grace_s      after this the master kills the worker
     clock        returns seconds, monotonic
     """
 
     def __init__(self, in_flight: InFlight, connections: Collection[FairSocket],
-                 servers: list[Listening], probed: list[Listening], grace_s: float,
+                 probes: Collection[FairSocket], servers: list[Listening],
+                 probed: list[Listening], grace_s: float,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._in_flight = in_flight
         self._connections = connections
+        self._probes = probes
         self._servers = servers
         self._probed = probed
         self._clock = clock
@@ -70,28 +73,32 @@ class Drain:
         Returns  whether everything is over
         Cost     O(connections), no switch
         """
-        now = self._clock()
-        served = any(not connection.health_only for connection in self._connections)
+        now, served = self._clock(), bool(self._connections)
         if now >= self._accepts_until or not served:
             _close(self._servers)
-        for connection in self._connections:
-            if connection.idle_since is not None and now - connection.idle_since >= self._idle_s:
-                connection.hear_no_more()
+        self._end_idle(self._connections, now - self._idle_s)
         if now >= self._cut_at:
             self._cut_at = math.inf
             self._cut()
         if now >= self._hang_up_at:
-            for connection in self._connections:
+            for connection in (*self._connections, *self._probes):
                 connection.hang_up()
         if served:
             return False
         _close(self._probed)
-        return not self._connections
+        self._end_idle(self._probes, now)
+        return not self._probes
+
+    @staticmethod
+    def _end_idle(connections: Collection[FairSocket], since: float) -> None:
+        for connection in connections:
+            if connection.idle_since is not None and connection.idle_since <= since:
+                connection.hear_no_more()
 
     def _cut(self) -> None:
         logger.warning("cutting requests", extra={"requests": len(self._in_flight)})
         self._in_flight.cut()
-        for connection in self._connections:
+        for connection in (*self._connections, *self._probes):
             # A request on its way, a peer that takes no answer; those just cut get theirs first.
             if connection.served_by not in self._in_flight:
                 connection.hang_up()

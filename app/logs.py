@@ -20,29 +20,35 @@ from typing import Any, TextIO
 logging.logThreads = logging.logMultiprocessing = False
 logging._srcfile = None
 
+logger = logging.getLogger(__name__)
 
 _A_LOT = 256 * 1024
+# Lines that wait for whoever reads them; beyond that the oldest are lost.
+_MOST_WAITING = 10_000
 
 
 class LineHandler(logging.Handler):
     """Writes lines to a stream, in a worker those of one turn of the event loop together.
 
-    A write wakes up whoever reads, which costs more than the line did. A line that cannot be
-    written is lost; that is no reason for anything else to fail.
+    A write wakes up whoever reads, which costs more than the line did. Whoever has stopped reading
+    is not waited for: the lines are, up to a number, and how many were lost is said afterwards. A
+    line that cannot be written is lost; that is no reason for anything else to fail.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._descriptor = stream.fileno()
-        # No other process writes into the middle of so much of a pipe, or of any file.
-        pipe = stat.S_ISFIFO(os.fstat(self._descriptor).st_mode)
-        self._most_at_once = select.PIPE_BUF if pipe else _A_LOT
+        # No other process writes into the middle of so much of a pipe or a socket, or of any file.
+        mode = os.fstat(self._descriptor).st_mode
+        shared = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+        self._most_at_once = select.PIPE_BUF if shared else _A_LOT
+        # Made in the master, before gevent takes its place.
+        self._room = select.poll()
+        self._room.register(self._descriptor, select.POLLOUT)
         self._lines: list[bytes] = []
+        self._lost = 0
         self._later: Callable[[Callable[[], None]], None] | None = None
-
-    def createLock(self) -> None:
-        """Make no lock: only one thread logs."""
-        self.lock = None
+        self._due = False
 
     def write_later(self, later: Callable[[Callable[[], None]], None]) -> None:
         """Have `later` call what writes, in place of writing at once."""
@@ -58,18 +64,25 @@ class LineHandler(logging.Handler):
         self._lines.append(line.encode(errors="replace") + b"\n")
         if self._later is None:
             self.flush()
-        elif len(self._lines) == 1:
+        elif not self._due:
+            self._due = True
             self._later(self.flush)
 
     def flush(self) -> None:
-        """Write what has not been written; also called at exit."""
+        """Write what has not been written, as far as there is room; also called at exit."""
+        self._due = False
         lines, self._lines = self._lines, []
         with contextlib.suppress(OSError):
-            while lines:
+            while lines and self._room.poll(0):
                 together = lines.pop(0)
                 while lines and len(together) + len(lines[0]) <= self._most_at_once:
                     together += lines.pop(0)
                 os.write(self._descriptor, together)
+            self._lines = lines[-_MOST_WAITING:]
+            self._lost += len(lines) - len(self._lines)
+        if self._lost and not self._lines:
+            lost, self._lost = self._lost, 0
+            logger.warning("lines lost", extra={"lines": lost})
 
 
 def write_lines_later(later: Callable[[Callable[[], None]], None]) -> None:
@@ -77,6 +90,12 @@ def write_lines_later(later: Callable[[Callable[[], None]], None]) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LineHandler):
             handler.write_later(later)
+
+
+def write_waiting_lines() -> None:
+    """Write what has waited for somebody to read it; to be called now and then."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def logging_config(level: str) -> dict[str, Any]:

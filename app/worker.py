@@ -28,8 +28,8 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from app.draining import Drain
 from app.errors import ApiError, ClientGone, ShuttingDown, StreamCut
-from app.eventloop import FairSocket, after_this_turn, nap, serve
-from app.logs import write_lines_later
+from app.eventloop import FairSocket, after_this_turn, nap, serve, tell_uncaught
+from app.logs import places, write_lines_later, write_waiting_lines
 from app.routing.headers import sane_request_id
 
 logger = logging.getLogger(__name__)
@@ -70,11 +70,14 @@ class RouterWorker(GeventWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Of clients, and of those who come by the health address; each kind has its own number.
         self._connections: set[FairSocket] = set()
+        self._probes: set[FairSocket] = set()
 
     def run(self) -> None:
         """Accept connections until told to end, then drain."""
         write_lines_later(after_this_turn)
+        tell_uncaught(_log_uncaught)
         # What is here now stays, and need not be looked at again. A full collection among 5,000
         # streams holds the event loop for 200 ms and finds nothing: a request leaves no cycles
         # but some of werkzeug's, which are found young.
@@ -88,8 +91,9 @@ class RouterWorker(GeventWorker):
                                  self.worker_connections))
         while self.alive:
             self.notify()
+            self._make_room(for_one_more=False)
             nap(_TICK_S)
-        drain = Drain(self.wsgi.extensions["router"].in_flight, self._connections,
+        drain = Drain(self.wsgi.extensions["router"].in_flight, self._connections, self._probes,
                       servers[:1], servers[1:], self.cfg.graceful_timeout - _TICK_S)
         while not drain.step():
             self.notify()
@@ -101,6 +105,7 @@ class RouterWorker(GeventWorker):
             self.log.warning("master gone")
             self.alive = False
         self.tmp.notify()
+        write_waiting_lines()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection."""
@@ -109,11 +114,26 @@ class RouterWorker(GeventWorker):
         connection = FairSocket(client)
         # The second address, as gunicorn.conf.py binds them.
         connection.health_only = listener is not self.sockets[0]
-        self._connections.add(connection)
+        of_its_kind = self._probes if connection.health_only else self._connections
+        if not connection.health_only:
+            self._make_room()
+        of_its_kind.add(connection)
         try:
             super().handle(listener, connection, addr)
         finally:
-            self._connections.discard(connection)
+            of_its_kind.discard(connection)
+
+    def _is_full(self, with_one_more: bool = False) -> bool:
+        return len(self._connections) + with_one_more >= self.worker_connections
+
+    def _make_room(self, for_one_more: bool = True) -> None:
+        """Where no place is left, close the connection idle longest: the next may be a probe."""
+        if not self._is_full(for_one_more):
+            return
+        idle = {connection.idle_since: connection for connection in self._connections
+                if connection.idle_since is not None}
+        if idle:
+            idle[min(idle)].hear_no_more()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve one request of a connection."""
@@ -129,6 +149,9 @@ class RouterWorker(GeventWorker):
             req.force_close()
 
         body.abandon, body.end_connection = abandon, req.force_close
+        if self._is_full():
+            # Nobody would be let in while this one idles.
+            req.force_close()
         try:
             super().handle_request(listener_name, req, sock, addr)
         except TimeoutError:
@@ -164,6 +187,11 @@ class RouterWorker(GeventWorker):
         except OSError:
             # The client is gone; there is nobody left to tell.
             pass
+
+
+def _log_uncaught(error: BaseException) -> None:
+    logger.error("internal error", extra={
+        "error": type(error).__name__, "where": places(error)})
 
 
 def _check_fields(req: Any) -> None:

@@ -16,8 +16,8 @@ CHAT = "a greenlet that serves a chat completion"
 class Connection:
     """What a drain sees of a client's connection."""
 
-    def __init__(self, *, served_by=None, idle_since=None, health_only=False):
-        self.served_by, self.idle_since, self.health_only = served_by, idle_since, health_only
+    def __init__(self, *, served_by=None, idle_since=None):
+        self.served_by, self.idle_since = served_by, idle_since
         self.ended = ""
 
     def hear_no_more(self):
@@ -50,11 +50,11 @@ class Requests(InFlight):
 class Draining:
     """A drain over given connections, begun at 100 s with 20 s of grace."""
 
-    def __init__(self, *connections, grace_s=20.0):
-        self.now, self.connections = 100.0, set(connections)
+    def __init__(self, *connections, probes=(), grace_s=20.0):
+        self.now, self.connections, self.probes = 100.0, set(connections), set(probes)
         self.service, self.probed, self.in_flight = Server(), Server(), Requests(9)
-        self.drain = Drain(self.in_flight, self.connections, [self.service], [self.probed],
-                           grace_s, lambda: self.now)
+        self.drain = Drain(self.in_flight, self.connections, self.probes, [self.service],
+                           [self.probed], grace_s, lambda: self.now)
 
     def step_at(self, seconds):
         self.now = 100.0 + seconds
@@ -79,12 +79,14 @@ def test_connections_are_accepted_for_a_second_more_while_something_is_under_way
 def test_the_probes_address_stays_until_all_else_is_over():
     """007-R3"""
     stream = Connection(served_by=CHAT)
-    it = Draining(stream, Connection(idle_since=0.0, health_only=True))
-    assert not it.step_at(5) and not it.probed.closed
+    idle, asking = Connection(idle_since=100.0), Connection(served_by="GET")
+    it = Draining(stream, probes=[idle, asking])
+    assert not it.step_at(15) and not it.probed.closed and not idle.ended
     it.connections.remove(stream)
-    assert not it.step_at(6) and it.probed.closed
-    it.connections.clear()
-    assert it.step_at(6)
+    assert not it.step_at(16) and it.probed.closed
+    assert (idle.ended, asking.ended) == ("no more heard", "")
+    it.probes.clear()
+    assert it.step_at(16)
 
 
 @pytest.mark.parametrize("grace_s, idle_s", [(120.0, 6.0), (20.0, 5.0), (4.0, 1.0)])

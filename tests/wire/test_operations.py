@@ -125,20 +125,51 @@ def test_a_refused_client_need_not_have_sent_its_body(backend):
         stream.close()
 
 
+def test_refused_and_idle_clients_leave_room_for_probes_and_for_more_refusals(backend):
+    """007-R1: with as many requests as it takes a worker has one connection to spare here."""
+    backend.on("a", held := Held())
+    with Router(backend.url, WORKER_CONNECTIONS="4") as router, contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(opened(router)) for _ in range(3)]
+        for stream in streams:
+            read_until(stream, b"first")
+        for _ in range(3):
+            refused = stack.enter_context(opened(router, "b"))
+            assert b"Connection: close" in read_until(refused, b"overloaded")
+            # Said before anything is asked: an idle connection on the last place is given up.
+            idle = stack.enter_context(
+                socket.create_connection(("127.0.0.1", router.port), DEADLINE_S))
+            assert idle.recv(1) == b""
+            assert router.get("/healthz").status == router.get("/readyz").status == 200
+        held.go_on.set()
+        for stream in streams:
+            assert read_until(stream, b"\r\n0\r\n\r\n")
+
+
+def test_the_connection_idle_longest_makes_room_for_a_new_one(backend):
+    """007-R1"""
+    with Router(backend.url, WORKER_CONNECTIONS="4") as router:
+        clients = [idle_client(router) for _ in range(4)]
+        assert clients[0].recv(1) == b""
+        for client in clients[1:3]:
+            client.sendall(PROBE)
+            read_until(client, b"ok")
+        for client in clients:
+            client.close()
+
+
 @pytest.fixture
 def crowded(backend):
-    """A router whose connections are all taken, by one idle client and one slow one."""
+    """A router whose connections are all taken by slow clients."""
     port = free_port()
     with Router(backend.url, WORKER_CONNECTIONS="2",
-                HEALTH_LISTEN_ADDR=f"127.0.0.1:{port}") as router:
+                HEALTH_LISTEN_ADDR=f"127.0.0.1:{port}") as router, contextlib.ExitStack() as slow:
         router.wait_until_fed()
-        idle = idle_client(router)
-        slow = socket.create_connection(("127.0.0.1", router.port), DEADLINE_S)
-        slow.sendall(b"GET /healthz HTTP/1.1\r\nHo")
-        router.wait_for_connections(2)
+        for count in (1, 2):
+            client = slow.enter_context(
+                socket.create_connection(("127.0.0.1", router.port), DEADLINE_S))
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHo")
+            router.wait_for_connections(count)
         yield router, port
-        idle.close()
-        slow.close()
 
 
 def test_the_health_address_answers_while_all_connections_are_taken(crowded):

@@ -1,6 +1,7 @@
 """Starting and stopping, as an operator sees it."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -104,7 +105,8 @@ def test_settings_of_the_environment_reach_every_worker():
         assert len({line["pid"] for line in booted}) == 3
 
 
-@pytest.mark.parametrize("stdout", ["a full disk", "a pipe nobody reads"])
+@pytest.mark.parametrize("stdout", [
+    "a full disk", "a pipe nobody reads", "a reader that has stopped"])
 def test_lines_that_cannot_be_written_cost_nothing_but_themselves(stdout):
     """001-R6"""
     with Upstream() as upstream:
@@ -113,7 +115,10 @@ def test_lines_that_cannot_be_written_cost_nothing_but_themselves(stdout):
             out = os.open("/dev/full", os.O_WRONLY)
         else:
             reading, out = os.pipe()
-            os.close(reading)
+            # Full after a few lines.
+            fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, 4096)
+            if stdout == "a pipe nobody reads":
+                os.close(reading)
         process = subprocess.Popen(router.command, cwd=ROOT, env=router.environment, stdout=out,
                                    stderr=subprocess.DEVNULL)
         os.close(out)
@@ -130,10 +135,13 @@ def test_lines_that_cannot_be_written_cost_nothing_but_themselves(stdout):
             worker = open_and_read(children)
             os.kill(int(worker), signal.SIGKILL)
             until(lambda: open_and_read(children) not in ("", worker))
-            until(serves)
+            for _ in range(20):
+                until(serves)
         finally:
             process.terminate()
             assert process.wait(20) == 0
+            if stdout == "a reader that has stopped":
+                os.close(reading)
 
 
 def open_and_read(path):
