@@ -11,6 +11,7 @@ import ipaddress
 import os
 import pathlib
 import re
+import ssl
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,9 @@ _REDIS_URL = re.compile(r"rediss?://[^\s/?#]+(/[0-9]{0,4})?|unix://[^\s?#]*/[^\s
 RUNTIME_DIRECTORY = "CHUTES_ROUTER_RUNTIME_DIRECTORY"
 RUNTIME_OWNER = "CHUTES_ROUTER_RUNTIME_OWNER"
 
+# What the kernel has room for, less the end of the text.
+_LONGEST_SOCKET_PATH = 107
+_EVERY_HOST = frozenset(("0.0.0.0", "[::]"))
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -92,12 +96,35 @@ def _boolean(text: str) -> bool:
 
 
 def _listen_address(text: str) -> str:
-    match = _HOST_PORT.fullmatch(text)
-    if match and 1 <= int(match["port"]) <= 65535:
-        return text
-    if re.fullmatch(r"unix:/\S+", text):
-        return text
-    raise ValidationError("host:port or unix:/path")
+    match, path = _HOST_PORT.fullmatch(text), text.removeprefix("unix:")
+    if match:
+        usable = 1 <= int(match["port"]) <= 65535 and _is_host(match["host"])
+    else:
+        usable = (re.fullmatch(r"unix:/\S+", text) is not None
+                  and len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH
+                  and os.path.isdir(os.path.dirname(path)))
+    if not usable:
+        raise ValidationError("host:port, or unix:/path in a directory that exists")
+    return text
+
+
+def _is_host(text: str) -> bool:
+    if not text.startswith("["):
+        return True
+    try:
+        ipaddress.IPv6Address(text[1:-1])
+    except ValueError:
+        return False
+    return True
+
+
+def _collide(one: str, other: str) -> bool:
+    """Say whether two addresses cannot both be listened on."""
+    mine, its = _HOST_PORT.fullmatch(one), _HOST_PORT.fullmatch(other)
+    if not mine or not its:
+        return one == other
+    hosts = {mine["host"], its["host"]}
+    return mine["port"] == its["port"] and (len(hosts) == 1 or bool(hosts & _EVERY_HOST))
 
 
 def _optional(parse: Callable[[str], str]) -> Callable[[str], str]:
@@ -151,9 +178,13 @@ def _directory(text: str) -> str:
     return text
 
 
-def _existing_path(text: str) -> str:
-    if text and not os.path.exists(text):
-        raise ValidationError("the path of a file or directory that exists")
+def _ca_bundle(text: str) -> str:
+    if text and not os.path.isdir(text):
+        try:
+            # No context that the service uses: gevent has not taken its place here yet.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=text)
+        except OSError:
+            raise ValidationError("the path of a file of certificates, or a directory") from None
     return text
 
 
@@ -286,7 +317,7 @@ class Config:
         "NO_PROXY", _text, "",
         "hosts that are called without the proxy; read once, at start")
     ca_bundle: str = _option(
-        "REQUESTS_CA_BUNDLE", _existing_path, "",
+        "REQUESTS_CA_BUNDLE", _ca_bundle, "",
         "CA certificates trusted for calls to https URLs; read once, at start")
     web_concurrency: int = _option(
         "WEB_CONCURRENCY", _whole_number(1, 1000), "2",
@@ -313,7 +344,8 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, TrustedPeers):
                 value = " ".join([*map(str, value.networks), *["unix"] * value.unix])
-            if value and (field.metadata["secret"] or "@" in str(value)):
+            # A URL may hold a password before its host, and a key in its query.
+            if value and (field.metadata["secret"] or re.search("[@?]", str(value))):
                 value = "****"
             shown[field.metadata["name"]] = str(value)
         return shown
@@ -347,7 +379,8 @@ def load_config() -> Config:
         # The bytes of a path may be anything to the system; to a log they must be text.
         if "\udc80" <= max(os.environ.get(field.metadata["name"], ""), default="") <= "\udcff":
             problems[field.metadata["name"]] = "text in UTF-8"
-    if values["health_listen_addr"] and values["health_listen_addr"] == values["listen_addr"]:
+    if values["health_listen_addr"] and _collide(
+            values["health_listen_addr"], values["listen_addr"]):
         problems["HEALTH_LISTEN_ADDR"] = "another address than LISTEN_ADDR"
     if problems:
         raise ConfigError("\n".join(f"{name}: got {_shown(name)}, expected {expected}."

@@ -52,7 +52,9 @@ def test_every_spelling_of_yes_and_no(environment, text, value):
     ("BACKEND_BASE_URL", "http://x/ y"), ("MODELS_URL", "file:///etc/passwd"),
     ("BACKEND_BASE_URL", "http://x?"), ("BACKEND_BASE_URL", "http://x/#"),
     ("HTTPS_PROXY", "socks5://x:1"), ("HTTPS_PROXY", "http://x:port"),
-    ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("WORKER_CONNECTIONS", "100001"),
+    ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("REQUESTS_CA_BUNDLE", "/etc/passwd"),
+    ("LISTEN_ADDR", "[:::::]:80"), ("LISTEN_ADDR", "unix:/nowhere/router.sock"),
+    ("LISTEN_ADDR", "unix:/" + "x" * 107), ("WORKER_CONNECTIONS", "100001"),
     ("STATE_DIR", "/nowhere"), ("STATE_DIR", "/etc/hostname"),
     ("UTILIZATION_URL", "https://"), ("TRUSTED_PROXY_CIDRS", "localhost"), ("LOG_LEVEL", ""),
 ])
@@ -121,6 +123,7 @@ def test_a_proxys_password_is_starred(environment):
     """001-R7"""
     config = environment(HTTPS_PROXY="http://user:hunter2@proxy.test:3128")
     assert config.effective()["HTTPS_PROXY"] == "****"
+    assert environment(MODELS_URL="http://x/?key=5").effective()["MODELS_URL"] == "****"
 
 
 def test_dollar_signs_in_values_are_not_expanded(environment):
@@ -147,7 +150,8 @@ def test_a_limit_that_is_neither_is_refused(monkeypatch, given):
         load_config()
 
 
-@pytest.mark.parametrize("given", ["127.0.0.1", "0.0.0.0:8080", "unix:", "x:99999"])
+@pytest.mark.parametrize("given", [
+    "127.0.0.1", "0.0.0.0:8080", "127.0.0.1:8080", "[::]:8080", "unix:", "x:99999"])
 def test_a_health_address_must_be_one_and_another(monkeypatch, given):
     """007-R2, 001-R4"""
     monkeypatch.setenv("HEALTH_LISTEN_ADDR", given)
