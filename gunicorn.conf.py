@@ -7,14 +7,16 @@ after this file has run.
 import atexit
 import contextlib
 import os
+import pathlib
 import resource
 import secrets
 import signal
 import sys
+import time
 
 from app.config import RUNTIME_DIRECTORY, RUNTIME_OWNER, ConfigError, load_config
 from app.logs import logging_config
-from app.runtime import make_runtime_directory, remove_runtime_directory
+from app.runtime import has_room, make_runtime_directory, remove_runtime_directory
 
 try:
     # Not named config: that is a setting of gunicorn's.
@@ -60,8 +62,11 @@ if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
 # Where workers show that they live. On a disk a slow write would make them look dead.
 worker_tmp_dir = os.environ[RUNTIME_DIRECTORY]
 
+# What a worker maps there at its start, many times over.
+LEAST_ROOM_BYTES = 2 * 1024 * 1024
+
 # A client's connection and its upstream's, and what a worker has open besides.
-FILES_NEEDED = 2 * settings.worker_connections + 200
+FILES_NEEDED = (1 + len(settings.addresses)) * settings.worker_connections + 200
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 with contextlib.suppress(OSError, ValueError):
     # Where it is refused the one below must do; whether it does is said at the start.
@@ -78,6 +83,11 @@ def leave_nothing_behind():
 def on_starting(server):
     """Say once, in the master, what the service runs with."""
     server.log.info("configuration", extra={"environment": settings.effective()})
+    asked = settings.max_inflight_requests
+    taken = asked.of(settings.worker_connections)
+    if taken < asked.number:
+        server.log.warning("MAX_INFLIGHT_REQUESTS is more than WORKER_CONNECTIONS allows",
+                           extra={"asked": asked.number, "taken": taken})
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed != resource.RLIM_INFINITY and allowed < FILES_NEEDED:
         server.log.warning("too few open files allowed for WORKER_CONNECTIONS",
@@ -103,6 +113,11 @@ def post_fork(server, worker):
     while not server.SIG_QUEUE.empty():
         if server.SIG_QUEUE.get() in endings:
             end()
+    if not has_room(worker_tmp_dir, LEAST_ROOM_BYTES):
+        # It would be killed as soon as it counts something; the next try is the master's.
+        server.log.error("no room in the runtime directory for a worker to start")
+        time.sleep(1)
+        sys.exit(0)
 
 
 def post_worker_init(worker):
@@ -114,8 +129,9 @@ def post_worker_init(worker):
 def child_exit(server, worker):
     """Take a worker that is gone out of the gauges; its counts stay."""
     # Too early for a module-level import: it opens the door to half the network library.
-    from prometheus_client.multiprocess import mark_process_dead
-    mark_process_dead(worker.pid)
+    from app.metric_files import take_over
+    with contextlib.suppress(OSError):
+        take_over(pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), worker.pid)
 
 
 def worker_exit(server, worker):

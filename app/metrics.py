@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from app.config import runtime_directory
 from app.eventloop import after_this_turn
+from app.metric_files import METRICS, held
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -193,11 +195,14 @@ class _WithAges:
 def exposition() -> bytes:
     """Return all metrics of all workers as Prometheus text.
 
-    Cost: reads a file or two per worker there has been; some milliseconds, no switch.
+    Cost: reads some files per worker; some milliseconds, no switch.
     """
     write_counts()
     registry = CollectorRegistry()
     source = CollectorRegistry()
     MultiProcessCollector(source)
     registry.register(_WithAges(source.collect, time.monotonic()))
-    return generate_latest(registry)
+    directory = runtime_directory()
+    assert directory is not None, "gunicorn.conf.py makes it"
+    with held(directory / METRICS):
+        return generate_latest(registry)

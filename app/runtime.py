@@ -27,7 +27,7 @@ def make_runtime_directory() -> str:
     In shared memory where there is any: what is in it is mapped, or written at every request,
     and must not cost a disk write. Readable by this user only.
     """
-    parent = _SHARED_MEMORY if _roomy(_SHARED_MEMORY) else tempfile.gettempdir()
+    parent = _SHARED_MEMORY if has_room(_SHARED_MEMORY) else tempfile.gettempdir()
     _remove_abandoned(pathlib.Path(parent))
     # Under another name until it is locked: a master that starts at the same moment must not
     # take it for abandoned.
@@ -40,12 +40,13 @@ def make_runtime_directory() -> str:
     return path
 
 
-def _roomy(path: str) -> bool:
+def has_room(path: str, least_bytes: int = _LEAST_ROOM_BYTES) -> bool:
+    """Say whether a directory can be written to, and so many bytes more fit in."""
     try:
         room = os.statvfs(path)
     except OSError:
         return False
-    return os.access(path, os.W_OK) and room.f_bavail * room.f_frsize >= _LEAST_ROOM_BYTES
+    return os.access(path, os.W_OK) and room.f_bavail * room.f_frsize >= least_bytes
 
 
 def remove_runtime_directory(path: str) -> None:

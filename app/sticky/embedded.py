@@ -9,6 +9,7 @@ Source: specs/005 R4-R8.
 """
 
 import logging
+import os
 import pathlib
 import sqlite3
 from collections.abc import Callable
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 # SQLite waits for a lock with the whole event loop standing still: hardly at all, then.
 _BUSY_MS = 5
 _OPENING_S = 1.0
-# Room for ten million entries; address space only.
+_PAGE_BYTES = 1024
+# Room for seven million entries; address space only.
 _MAPPED_BYTES = 1 << 30
 # A store that could not be opened is tried again this much later.
 _OPEN_AGAIN_S = 10.0
@@ -86,7 +88,8 @@ class EmbeddedStickyStore:
         connection = sqlite3.connect(self._path, timeout=_OPENING_S, isolation_level=None)
         try:
             # A write copies whole pages, and a read of a mapped page costs no system call.
-            connection.execute("PRAGMA page_size = 1024")
+            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            connection.execute(f"PRAGMA max_page_count = {self._most_pages()}")
             connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = OFF")
@@ -97,6 +100,14 @@ class EmbeddedStickyStore:
             connection.close()
             raise
         self._connection = connection
+
+    def _most_pages(self) -> int:
+        # Half of what there is room for: counters live there too, which could not do without.
+        try:
+            room, size = os.statvfs(self._path.parent), self._path.stat().st_size
+        except FileNotFoundError:
+            return _MAPPED_BYTES // _PAGE_BYTES
+        return (room.f_bavail * room.f_frsize + size) // 2 // _PAGE_BYTES
 
     def get(self, client_key: str) -> StickyChoice:
         """Look a client up."""

@@ -168,12 +168,17 @@ class Router:
             for family in text_string_to_metric_families(answer.body.decode())
             for sample in family.samples}
 
+    def metrics_at_rest(self):
+        """Scrape when every request has ended; a client has its answer a moment before that."""
+        until(lambda: self.metrics()["requests_active",] == 0)
+        return self.metrics()
+
     def counted_since(self, before):
         """Return what the counters have risen by since the `metrics()` of before.
 
         Without those that rise with the traffic and the time, and say nothing of what went wrong.
         """
-        return {key: value - before.get(key, 0) for key, value in self.metrics().items()
+        return {key: value - before.get(key, 0) for key, value in self.metrics_at_rest().items()
                 if key[0].endswith("_total") and value != before.get(key, 0)
                 and key[0] not in ("response_bytes_total", "sticky_total", "refreshes_total")}
 

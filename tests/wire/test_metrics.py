@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.support.feeds import models_feed, utilization_row
-from tests.support.router import Router, read_until
+from tests.support.router import Router, read_until, until
 from tests.support.upstream import Upstream, complete, headers_then_end, reset_at_once
 
 FEED = {"models": models_feed(["a", "b", "c"]), "rows": [
@@ -31,7 +31,7 @@ def test_counts_are_the_sum_over_all_workers_whichever_answers(metered):
     upstream.on("b:down", reset_at_once)
     upstream.on("b:empty", headers_then_end)
     upstream.on("b:busy", complete(b"slow down", status=429))
-    before = router.metrics()
+    before = router.metrics_at_rest()
     for _ in range(30):
         assert router.chat("a").status == 200
     upstream.drop_idle()
@@ -63,10 +63,10 @@ def test_times_attempts_and_bytes_are_measured(metered):
     router, upstream = metered
     upstream.on("b:broken", reset_at_once)
     upstream.on("b:long", complete(b"x" * 1000))
-    before = router.metrics()
+    before = router.metrics_at_rest()
     router.chat("b:broken,b:long", headers={"Authorization": "Bearer measured"})
     router.chat("unknown")
-    after = router.metrics()
+    after = router.metrics_at_rest()
 
     def risen(*key):
         return after.get(key, 0) - before.get(key, 0)
@@ -86,18 +86,18 @@ def test_answers_under_way_are_shown(metered):
     upstream.on("b:open", lambda exchange: (
         exchange.head(200, ("Transfer-Encoding", "chunked")), exchange.chunk(b"first"),
         go_on.wait(10), exchange.chunk(b"")))
-    before = router.metrics()
+    before = router.metrics_at_rest()
     connection = router.connect()
     connection.request("POST", "/v1/chat/completions", b'{"model": "b:open"}')
     response = connection.getresponse()
     asked = time.monotonic()
-    assert router.metrics()["streams_open",] == 1
+    until(lambda: router.metrics()["streams_open",] == 1)
     open_s = time.monotonic() - asked
     go_on.set()
     assert response.read() == b"first"
     connection.close()
     router.wait_for_lines(lambda line: line.get("bytes") == 5)
-    after = router.metrics()
+    after = router.metrics_at_rest()
     assert after["streams_open",] == 0
     took = [after[name + "_sum",] - before[name + "_sum",]
             for name in ("first_byte_seconds", "duration_seconds")]
@@ -107,18 +107,17 @@ def test_answers_under_way_are_shown(metered):
 def test_what_became_of_sticky_choices_is_counted(metered):
     """001-R13, 005-R3, 005-R5"""
     router, upstream = metered
-    before = router.metrics()
-    who = {"Authorization": "Bearer sticky-and-counted"}
-    for model in ("a:1,b:1", "a:1,b:1", "a:2,b:2"):
-        router.chat(model, headers=who)
-    upstream.on("a:2", reset_at_once)
-    router.chat("b:1,a:2", headers=who)
-    after = router.metrics()
+    before = router.metrics_at_rest()
+    for number, model in enumerate(("a:1,b:1", "a:1,b:1", "a:2,b:2", "b:1,a:2")):
+        if number == 3:
+            upstream.on("a:2", reset_at_once)
+        router.chat(model, headers={"Authorization": "Bearer sticky-and-counted",
+                                    "X-Request-Id": f"sticky-{number}"})
+    after = router.metrics_at_rest()
     assert {key[1]: value - before.get(key, 0) for key, value in after.items()
             if key[0] == "sticky_total"} == {"miss": 1, "hit": 2, "ignored": 1, "moved": 1}
-    results = [line["sticky"] for line in router.lines
-               if line["message"] == "request" and line["asked"] == "other"][-4:]
-    assert results == ["miss", "hit", "ignored", "hit"]
+    assert [router.record(f"sticky-{number}")["sticky"] for number in range(4)] == [
+        "miss", "hit", "ignored", "hit"]
 
 
 def test_fetches_are_counted_by_feed_and_result():
@@ -181,3 +180,23 @@ def test_a_normal_stop_leaves_no_files_behind():
         assert {"metrics", "sticky.sqlite"} <= {path.name for path in directory.iterdir()}
         router.stop()
         assert not directory.exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_what_dead_workers_have_counted_stays_and_their_files_do_not_pile_up(how):
+    """001-R13"""
+    with Upstream(models=models_feed(["a"]), rows=[utilization_row("a")]) as upstream, Router(
+            upstream.url) as router:
+        folder, seen = router.runtime_directory() / "metrics", []
+        for life in range(1, 6):
+            [*_, pid] = [line["pid"] for line in router.wait_for_lines(
+                lambda line: line["message"] == "worker ready", life)]
+            assert router.chat("a").status == router.chat("a", stream=False).status == 200
+            metrics = router.metrics()
+            seen.append((metrics["requests_total", "200"], metrics["attempts_count",],
+                         metrics["attempts_bucket", "1.0"], metrics["requests_active",],
+                         len(list(folder.glob("*.db")))))
+            os.kill(pid, how)
+    assert [one[:4] for one in seen] == [(2 * n, 2 * n, 2 * n, 0) for n in range(1, 6)]
+    # From the second life on there are those of the dead besides.
+    assert len({one[4] for one in seen[1:]}) == 1
