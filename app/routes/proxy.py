@@ -18,7 +18,7 @@ from app.journal import Ending, RequestRecord
 from app.routes.body import read_body, skip_body
 from app.routing.client_key import ClientKeys
 from app.routing.headers import SELECTED_MODEL, client_headers, upstream_headers
-from app.routing.model_field import ModelField, find_model
+from app.routing.model_field import ModelField, Pieces, find_model
 from app.routing.selection import Mode, Route, log_name, select, sticky_result
 from app.routing.snapshot import SnapshotStore
 from app.sticky.store import StickyChoice, StickyStore
@@ -121,8 +121,8 @@ class Proxy:
                     record.moved = True
                     self.sticky.discard(client_key, choice)
 
-        def body_for(model: str) -> bytes:
-            return body if route.mode is Mode.DIRECT else field.replaced(body, model)
+        def body_for(model: str) -> Pieces:
+            return (body,) if route.mode is Mode.DIRECT else field.replaced(body, model)
 
         config = self.config
         header_timeout_ms = (config.upstream_header_timeout_ms if field.stream

@@ -50,6 +50,9 @@ _MOST_KEYS = 1000
 # Eight names of the length a header may have, escaped; a longer value names no model.
 _LONGEST_VALUE = 16 * 1024
 
+# What is sent one after the other.
+Pieces = tuple[bytes | memoryview, ...]
+
 _Document = TypeVar("_Document")
 
 
@@ -68,9 +71,10 @@ class ModelField:
     end: int
     stream: bool
 
-    def replaced(self, body: bytes, model: str) -> bytes:
-        """Return `body` with `model` as the value; every other byte as it was."""
-        return body[:self.start] + json.dumps(model).encode() + body[self.end:]
+    def replaced(self, body: bytes, model: str) -> Pieces:
+        """Return `body` with `model` as the value; every other byte as it was, and not copied."""
+        whole = memoryview(body)
+        return whole[:self.start], json.dumps(model).encode(), whole[self.end:]
 
 
 def find_model(body: bytes) -> ModelField:

@@ -139,7 +139,7 @@ class _Exchange(HTTPConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connect_timeout_s = float(self.timeout or 0)
-        self._message: list[bytes] = []
+        self._message: list[bytes | memoryview] = []
         self._uses = 0
         self._sending = False
         self.resent = False
@@ -170,17 +170,19 @@ class _Exchange(HTTPConnection):
 
     def request(self, method: str, url: str, body: Any = None,  # type: ignore[override]
                 headers: Mapping[str, str] | None = None, **_: Any) -> None:
-        """Send a request in one piece.
+        """Send a request.
 
+        body     Pieces
         headers  with Host; Content-Length is added
         """
         if self.sock is None:
             self.connect()
-        lines = [f"{method} {url} HTTP/1.1", f"Content-Length: {len(body)}"]
+        length = sum(map(len, body))
+        lines = [f"{method} {url} HTTP/1.1", f"Content-Length: {length}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        # A large body is not copied for the sake of one packet less.
-        self._message = [head + body] if len(body) < _SMALL_BODY else [head, body]
+        # A large body is not copied for the sake of some packets less.
+        self._message = [b"".join([head, *body])] if length < _SMALL_BODY else [head, *body]
         self._uses += 1
         self.resent = False
         self.sock.settimeout(None)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from app.errors import ApiError
+from app.routing.model_field import Pieces
 from app.routing.outcomes import WHEN_EXHAUSTED, Outcome, UpstreamFailed, status_outcome
 from app.upstream.transport import UpstreamResponse
 
@@ -21,7 +22,7 @@ ABANDONED = "abandoned"
 class Sender(Protocol):
     """What failover asks of a transport; see Transport.send."""
 
-    def __call__(self, body: bytes, headers: Mapping[str, str],
+    def __call__(self, body: Pieces, headers: Mapping[str, str],
                  header_timeout_s: float) -> UpstreamResponse:
         """Send one request and wait for the response headers."""
 
@@ -76,13 +77,13 @@ class Attempts:
     max_attempts: int
     clock: Callable[[], float] = time.monotonic
 
-    def run(self, candidates: tuple[str, ...], body_for: Callable[[str], bytes],
+    def run(self, candidates: tuple[str, ...], body_for: Callable[[str], Pieces],
             headers: Mapping[str, str], header_timeout_s: float,
             on_attempt: Callable[[Attempt], None]) -> Committed:
         """Try the candidates in order until one commits.
 
         candidates        model ids, not empty
-        body_for          model -> request body
+        body_for          model -> request body, in pieces
         headers           the fields that cross
         header_timeout_s  total for one attempt's headers, seconds
         on_attempt        told of each attempt as it ends

@@ -15,6 +15,7 @@ from typing import Any
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ProtocolError
 
+from app.routing.model_field import Pieces
 from app.upstream.connection import HttpConnection, HttpsConnection, RawResponse
 
 
@@ -58,10 +59,11 @@ class _Pool(HTTPConnectionPool):
 
     QueueCls: Any = _IdleStack
 
-    def exchange(self, target: str, body: bytes, headers: Mapping[str, str]) -> RawResponse:
+    def exchange(self, target: str, body: Pieces, headers: Mapping[str, str]) -> RawResponse:
         """Send a request on a pooled connection and wait for the response head.
 
         target   as the request line has it
+        body     in pieces
         headers  with Host
         Raises   HTTPError
 

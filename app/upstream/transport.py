@@ -24,6 +24,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from app.errors import FetchFailed
 from app.eventloop import Deadline
+from app.routing.model_field import Pieces
 from app.routing.outcomes import Outcome, UpstreamFailed
 from app.upstream.connection import BodyBroke, RawResponse
 from app.upstream.pool import POOLS_BY_SCHEME
@@ -171,11 +172,11 @@ class Transport:
         self._target = adapter.request_url(request, proxies)
         self._host = urlsplit(url).netloc
 
-    def send(self, body: bytes, headers: Mapping[str, str],
+    def send(self, body: Pieces, headers: Mapping[str, str],
              header_timeout_s: float) -> UpstreamResponse:
         """Send one request and wait for the response headers.
 
-        body              JSON bytes, sent as they are
+        body              JSON in pieces, sent as they are
         headers           the fields that cross, without Host and Content-Length
         header_timeout_s  total for connect, sending and waiting, seconds
         Returns           UpstreamResponse of any status; the caller closes it

@@ -37,7 +37,7 @@ class Transport:
         self.answers, self.sent = answers, []
 
     def __call__(self, body, headers, header_timeout_s):
-        model = json.loads(body)["model"]
+        model = json.loads(b"".join(body))["model"]
         self.sent.append((model, header_timeout_s))
         answer = self.answers[model]
         if isinstance(answer, BaseException):
@@ -77,7 +77,7 @@ def test_an_abandoned_answer_is_closed_before_the_next_attempt(client_for):
 
     class Checking(Transport):
         def __call__(self, body, headers, header_timeout_s):
-            if json.loads(body)["model"] == "b":
+            if json.loads(b"".join(body))["model"] == "b":
                 assert abandoned.closed
             return super().__call__(body, headers, header_timeout_s)
 
@@ -105,7 +105,7 @@ def test_a_client_that_leaves_ends_the_attempts_and_nobody_is_blamed():
     told, answer = [], Answer(first_error=ClientGone())
     attempts = Attempts(Transport(a=answer, b=Answer(**OK)), 1.0, 8)
     with pytest.raises(ClientGone):
-        attempts.run(("a", "b"), lambda model: json.dumps({"model": model}).encode(), {}, 1.0,
+        attempts.run(("a", "b"), lambda model: (json.dumps({"model": model}).encode(),), {}, 1.0,
                      told.append)
     assert answer.closed
     assert [(a.model, a.outcome, a.failure) for a in told] == [("a", "abandoned", None)]
@@ -117,7 +117,7 @@ def test_all_attempts_are_told_with_their_outcome():
     failed = UpstreamFailed(Outcome.HEADER_TIMEOUT, "no headers")
     attempts = Attempts(Transport(a=failed, b=failed), 1.0, 8, clock=iter(range(99)).__next__)
     with pytest.raises(ApiError) as caught:
-        attempts.run(("a", "b"), lambda model: json.dumps({"model": model}).encode(), {}, 1.0,
+        attempts.run(("a", "b"), lambda model: (json.dumps({"model": model}).encode(),), {}, 1.0,
                      told.append)
     assert (caught.value.status, caught.value.code) == (504, "upstream_header_timeout")
     assert [(a.model, a.failure, a.status, a.duration_ms) for a in told] == [
