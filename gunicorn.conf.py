@@ -37,8 +37,8 @@ graceful_timeout = settings.graceful_timeout_secs
 
 # A worker whose event loop stands still this long is replaced; streams do not count.
 timeout = 30
-# Idle client connections, and the time for a request's head. Longer than nginx keeps its own
-# (60 s), so that the side that speaks first is never the one surprised.
+# Idle client connections, and the time for a request's head. Longer than whoever stands in front
+# keeps its own (nginx 60 s, that of deploy/ 4 s): the side that speaks is never the one surprised.
 keepalive = 75
 # The request log is the app's own; it says more and leaves out addresses.
 logger_class = "app.worker.RouterLogger"

@@ -1,4 +1,4 @@
-"""A real nginx with the site file of deploy/, started and stopped by the tests."""
+"""A real nginx with the files of deploy/, started and stopped by the tests."""
 
 import json
 import os
@@ -11,17 +11,16 @@ import tempfile
 from tests.support.router import DEADLINE_S, ROOT, free_port, until
 
 SITE = ROOT / "deploy" / "nginx" / "chutes-router.conf"
-# What a distribution's nginx.conf says around a site file, kept to a folder of its own.
-AROUND = """
-daemon off; {user}
-pid {folder}/pid; error_log {folder}/error.log info; worker_processes 1;
-events {{ worker_connections 8192; }}
-http {{
-    client_body_temp_path {folder}/bodies; proxy_temp_path {folder}/proxied;
-    fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-    include {folder}/site.conf;
-}}
-"""
+MAIN = ROOT / "deploy" / "nginx" / "nginx.conf"
+
+
+def replaced(path, words):
+    """Return a file's text with some words of it replaced, each of which is there once."""
+    text = path.read_text()
+    for given, ours in words.items():
+        assert text.count(given) == 1, given
+        text = text.replace(given, ours)
+    return text
 
 
 def executable(name):
@@ -41,19 +40,34 @@ class Nginx:
     def __init__(self, upstream):
         self._upstream, self.port = upstream, free_port()
         self.folder = pathlib.Path(tempfile.mkdtemp())
-        site = SITE.read_text()
-        for given, ours in (("listen 80 default_server;", f"listen {self.port} default_server;"),
-                            ("server 127.0.0.1:8080;", f"server {upstream};"),
-                            ("/var/log/nginx/access.log", str(self.folder / "access.log"))):
-            assert site.count(given) == 1
-            site = site.replace(given, ours)
-        (self.folder / "site.conf").write_text(site)
-        user = "user root;" if os.geteuid() == 0 else ""
-        (self.folder / "nginx.conf").write_text(AROUND.format(folder=self.folder, user=user))
+        (self.folder / "site.conf").write_text(replaced(SITE, {
+            "listen 80 default_server;": f"listen {self.port} default_server;",
+            "    listen [::]:80 default_server;": f"    {self._by_ipv6()}",
+            "server 127.0.0.1:8080;": f"server {upstream};",
+            "/var/log/nginx/access.log": f"{self.folder}/access.log"}))
+        (self.folder / "nginx.conf").write_text(replaced(MAIN, {
+            "user www-data;": "user root;" if os.geteuid() == 0 else "",
+            "worker_processes auto;": "worker_processes 1; daemon off;",
+            "/var/log/nginx/error.log crit;": f"{self.folder}/error.log info;",
+            "/run/nginx.pid": f"{self.folder}/pid",
+            "/var/log/nginx/access.log": f"{self.folder}/main.log",
+            "/etc/nginx/conf.d/*.conf": f"{self.folder}/site.conf",
+            "/etc/nginx/sites-enabled/*": f"{self.folder}/sites-enabled/*",
+            "http {": "http {" + "".join(f" {kind}_temp_path {self.folder}/{kind};" for kind in (
+                "client_body", "proxy", "fastcgi", "uwsgi", "scgi"))}))
+
+    def _by_ipv6(self):
+        """Return the directive, or none where the machine has no such addresses."""
+        try:
+            socket.create_server(("::1", self.port), family=socket.AF_INET6).close()
+        except OSError:
+            return ""
+        return f"listen [::]:{self.port} default_server;"
 
     def __enter__(self):
         self.process = subprocess.Popen(
-            [executable("nginx"), "-c", self.folder / "nginx.conf", "-p", self.folder],
+            [executable("nginx"), "-c", self.folder / "nginx.conf",
+             "-e", self.folder / "error.log"],
             stderr=subprocess.DEVNULL)
 
         def listening():
@@ -75,7 +89,7 @@ class Nginx:
         held = []
         for pid in pathlib.Path(f"/proc/{master}/task/{master}/children").read_text().split():
             held += [os.readlink(path) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir()]
-        return [name for name in held if "/bodies/" in name or "/proxied/" in name]
+        return [name for name in held if "/client_body/" in name or "/proxy/" in name]
 
     def connections(self):
         """Return the connections its upstream has, over TCP or a unix socket."""
