@@ -116,6 +116,8 @@ class RequestRecord:
             metrics.count(metrics.client_gone_total)
         if self.ending in _CUTS:
             metrics.count(metrics.cuts_total, self.cut_cause)
+        if self.ending is Ending.INTERNAL_ERROR:
+            metrics.count(metrics.internal_errors_total)
         if self.code == "overloaded":
             metrics.count(metrics.overloaded_total)
         if self.unfinished:

@@ -75,6 +75,8 @@ unfinished_streams_total = Counter(
     _PREFIX + "unfinished_streams", "Event streams that ended properly but without [DONE].")
 overloaded_total = Counter(
     _PREFIX + "overloaded", "Chat completions refused with overloaded.")
+internal_errors_total = Counter(
+    _PREFIX + "internal_errors", "Chat completions that met a defect of the router.")
 resends_total = Counter(
     _PREFIX + "resends", "Requests sent again because a pooled connection was stale.")
 sticky_errors_total = Counter(

@@ -192,7 +192,9 @@ def test_a_pod_runs_restricted_on_a_read_only_root(manifests):
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]}}
-    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/dev/shm"}
+    settings = manifests["ConfigMap"]["data"]
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
+        "/tmp", "/dev/shm", settings["STATE_DIR"]}
 
 
 def test_the_network_policy_opens_the_router_to_labelled_clients_only(manifests):

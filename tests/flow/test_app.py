@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from app import metrics
 from app.config import load_config
 from app.errors import ApiError, ClientGone
 from app.factory import create_app
@@ -126,9 +127,12 @@ def test_all_attempts_are_told_with_their_outcome():
 
 def test_a_defect_is_a_500_that_quotes_nothing_and_a_line_without_the_exceptions_text(
         client_for, caplog):
-    """002-R21, 001-R7"""
+    """002-R21, 001-R7, 001-R13"""
+    counted = metrics.internal_errors_total._value.get()
     with caplog.at_level(logging.INFO):
         response = post(client_for(Transport(a=RuntimeError("sk-planted"))), "a")
+    metrics.write_counts()
+    assert metrics.internal_errors_total._value.get() == counted + 1
     assert response.status_code == 500
     assert response.json["error"]["code"] == "internal_error"
     assert "sk-planted" not in response.text + caplog.text
