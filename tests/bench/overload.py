@@ -22,6 +22,8 @@ from tests.support.upstream import Upstream
 
 SECONDS = 120
 WORKERS, IN_FLIGHT = 2, 150
+# Connections beyond that: fewer than nginx would keep open.
+SPARE = 20
 EVENTS, APART_S = 20, 0.1
 # Requests a second that end at that rate when every place is taken.
 CAPACITY = WORKERS * IN_FLIGHT / (EVENTS * APART_S)
@@ -47,9 +49,12 @@ class Tally:
     probes: list[float] = dataclasses.field(default_factory=list)
     refusals: list[float] = dataclasses.field(default_factory=list)
 
+    status: int | None = None
+
     @property
     def bad(self):
-        return len(self.wrong) + self.cut
+        lost = sum(time_s == float("inf") for time_s in self.probes)
+        return len(self.wrong) + self.cut + lost + (self.status != 0)
 
 
 async def serve(reader, writer):
@@ -137,7 +142,8 @@ async def overload(seconds, report=print):
     with feeds, Router(
             f"http://127.0.0.1:{port}", MODELS_URL=f"{feeds.url}/v1/models",
             UTILIZATION_URL=f"{feeds.url}/chutes/utilization", WEB_CONCURRENCY=str(WORKERS),
-            MAX_INFLIGHT_REQUESTS=str(IN_FLIGHT), GRACEFUL_TIMEOUT_SECS="30", LOG_LEVEL="info",
+            MAX_INFLIGHT_REQUESTS=str(IN_FLIGHT), WORKER_CONNECTIONS=str(IN_FLIGHT + SPARE),
+            GRACEFUL_TIMEOUT_SECS="30", LOG_LEVEL="info",
             HEALTH_LISTEN_ADDR=f"127.0.0.1:{health}") as router:
         with Nginx(f"127.0.0.1:{router.port}") as nginx:
             await asyncio.gather(
@@ -145,7 +151,7 @@ async def overload(seconds, report=print):
                 at_intervals(seconds, PROBE_EVERY_S, lambda: one_probe(nginx.port, tally)),
                 reload_in_the_middle(router, seconds))
         metrics = router.metrics()
-        status = await asyncio.to_thread(router.stop)
+        tally.status = await asyncio.to_thread(router.stop)
     backend.close()
     for line in tally.wrong[:5]:
         report(f"wrong: {line}")
@@ -153,7 +159,7 @@ async def overload(seconds, report=print):
     report(f"{seconds} s at {2 * CAPACITY:.0f} requests/s, capacity {CAPACITY:.0f}/s: "
            f"complete {tally.complete}, refused {tally.refused}, cut {tally.cut}, "
            f"wrong {len(tally.wrong)}; the router's own count of cuts {cuts:.0f}, "
-           f"of refusals {metrics['overloaded_total',]:.0f}; exit status {status}")
+           f"of refusals {metrics['overloaded_total',]:.0f}; exit status {tally.status}")
     for name, times in (("/healthz", tally.probes), ("refusals", tally.refusals)):
         parts = [seconds * 1000 for seconds in statistics.quantiles(times, n=100)]
         report(f"{name}: median {parts[49]:.1f} ms, 99th percentile {parts[98]:.1f} ms, "

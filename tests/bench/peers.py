@@ -16,7 +16,7 @@ from tests.bench.processes import hello, router, running, upstream
 from tests.bench.report import Chart, Findings, Table, Target, publish
 from tests.bench.throughput import HEAD, rows, streams
 from tests.bench.upstream import MODELS, STREAM_LENGTHS
-from tests.bench.wrk import Load, interleaved, require
+from tests.bench.wrk import Load, Ratio, interleaved, require
 from tests.support.router import free_port
 
 ROUNDS, ROUND_S, DELAY_ROUND_S = 3, 3, 10
@@ -113,14 +113,14 @@ def delays(servers, rate):
 def judged(loads, rates, added):
     """Hold the figures against the targets."""
     def times(what, other):
-        return rates[f"router{what}"].answers / rates[f"{other}{what}"].answers
+        return Ratio.of(rates[f"router{what}"], rates[f"{other}{what}"])
     long, short = ", streams of 1,000", ", streams of 100"
     parts = [ours / theirs for ours, theirs in zip(added["router"], added["LiteLLM"])]
     asked = [("non-streaming: 25 times LiteLLM", times("", "LiteLLM"), 25),
              ("streams of 1,000: half of vllm-router", times(long, "vllm-router"), 0.5),
              ("streams of 100: a third of vllm-router", times(short, "vllm-router"), 1 / 3),
              ("streams of 100: 70 times LiteLLM", times(short, "LiteLLM"), 70)]
-    targets = [Target(f"{says} at least", f"{seen:.2f} times", seen >= least)
+    targets = [Target(f"{says} at least", f"{seen} times", seen.median >= least)
                for says, seen, least in asked]
     targets.append(Target(
         "first byte at the same rate: adds at most a tenth of what LiteLLM adds",
@@ -131,7 +131,7 @@ def judged(loads, rates, added):
 def charts(loads, rates, added):
     """Return the figures as bars."""
     for count in (0, *STREAM_LENGTHS):
-        title = f"Chunks a second in streams of {count:,}" if count else "Requests a second"
+        title = f"Events a second in streams of {count:,}" if count else "Requests a second"
         yield Chart(f"{title}, one worker", {
             name.partition(",")[0]: rates[name].answers * (load.events or 1)
             for name, load in loads.items() if load.events == count and "alone" not in name})

@@ -43,16 +43,17 @@ def measure():
     with upstream() as backend:
         for times in FEED_SIZES:
             holds, costs = zip(*rounds(backend.port, times))
-            seen[times] = statistics.median(holds), statistics.median(costs)
+            seen[times] = statistics.median(holds), statistics.median(costs), max(holds)
             rows.append([f"{times}x ({538 * times:,} rows)", f"{seen[times][0]:.1f}",
                          f"{max(holds):.1f}", f"{seen[times][1]:.1f}",
                          f"{seen[times][1] / seen[1][1]:.1f}"])
     head = ("feeds", "event loop held, ms", "worst round", "processor, ms", "of 1x")
     note = "The longest time that nothing else could run, and the cost of one refresh: medians."
-    held, times = seen[1][0], seen[10][1] / seen[1][1]
+    (held, _, worst), times = seen[1], seen[10][1] / seen[1][1]
     return Findings(
         [Target(f"refresh of the real feed: event loop held at most {MOST_MS} ms",
-                f"{held:.1f} ms", held <= MOST_MS),
+                f"{held:.1f} ms at the median, {worst:.1f} in the worst round",
+                held <= MOST_MS),
          Target(f"10 times the feed costs at most {MOST_TIMES} times", f"{times:.1f} times",
                 times <= MOST_TIMES)],
         [Table("Control-plane refresh", head, rows, note)],

@@ -1,10 +1,12 @@
 """What the measures found, and how it is put into this directory's README."""
 
 import dataclasses
+import datetime
 import os
 import pathlib
 import platform
 import re
+import subprocess
 from importlib import metadata
 
 from tests.bench.picture import draw
@@ -73,10 +75,13 @@ class Findings:
 
 def where():
     """Return what the figures depend on beside the code."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,
+                            capture_output=True).stdout.strip()
     versions = ", ".join(f"{name} {metadata.version(name)}"
                          for name in ("gunicorn", "gevent", "flask", "urllib3"))
-    return (f"Python {platform.python_version()}, {versions}; {len(os.sched_getaffinity(0))} "
-            "cores, one of them for the server measured.")
+    return (f"{datetime.date.today()}, at commit {commit}. Python {platform.python_version()}, "
+            f"{versions}; {len(os.sched_getaffinity(0))} cores, one of them for the server "
+            "measured.")
 
 
 def publish(section, findings):

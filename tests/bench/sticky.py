@@ -4,6 +4,7 @@ A request reads and writes once, for a client drawn at random. Two in three stay
 the client has, the third moves it to another; the three are timed together.
 """
 
+import collections
 import contextlib
 import pathlib
 import random
@@ -20,6 +21,7 @@ from tests.bench.report import Chart, Findings, Table, Target
 from tests.support.redis_server import RedisServer
 
 SIZES = (10, 10_000, 1_000_000)
+ACTIVE = SIZES[0]
 ROUNDS, STEPS, TTL_S = 60, 40, 1_800
 MODELS = ("some/Model-TEE", "other/Model-TEE")
 MOST_DEARER = 0.10
@@ -80,34 +82,46 @@ def request_us(store, clients):
 
 
 def measured(filled):
-    """Return (kind, size) -> µs a request of every step, rounds interleaved."""
-    draw, took = random.Random(3), {case: [] for case in filled}
+    """Return (kind, size, drawn from) -> µs a request of every step, rounds interleaved."""
+    draw, took = random.Random(3), collections.defaultdict(list)
     for _ in range(ROUNDS):
         for (kind, size), store in filled.items():
-            took[kind, size] += [
-                request_us(store, [key(draw.randrange(size)) for _ in range(3)])
-                for _ in range(STEPS)]
+            for drawn_from in sorted({ACTIVE, size}):
+                took[kind, size, drawn_from] += [
+                    request_us(store, [key(draw.randrange(drawn_from)) for _ in range(3)])
+                    for _ in range(STEPS)]
     return took
 
 
+def dearer(seen, drawn_from):
+    """Return what the largest stores cost more than the smallest, and whether that will do."""
+    more = {kind: seen[kind, SIZES[-1], drawn_from] / seen[kind, SIZES[0], ACTIVE] - 1
+            for kind in ("embedded", "with Redis")}
+    return (", ".join(f"{kind} {part:+.0%}" for kind, part in more.items()),
+            max(more.values()) <= MOST_DEARER)
+
+
 def measure():
-    """Measure 6."""
+    """Measure 6, of the stores by themselves."""
     with stores() as filled:
         took = measured(filled)
     seen = {case: statistics.median(many) for case, many in took.items()}
-    rows = [[f"{kind}, {size:,} entries", f"{seen[kind, size]:.1f}",
+    rows = [[f"{kind}, {size:,} entries, clients drawn from {drawn_from:,}",
+             f"{seen[kind, size, drawn_from]:.1f}",
              f"{statistics.quantiles(many, n=100)[98]:.1f}",
-             f"{seen[kind, size] / seen[kind, SIZES[0]]:.2f}"]
-            for (kind, size), many in took.items()]
-    dearer = {kind: seen[kind, SIZES[-1]] / seen[kind, SIZES[0]] - 1
-              for kind in ("embedded", "with Redis")}
+             f"{seen[kind, size, drawn_from] / seen[kind, SIZES[0], ACTIVE]:.2f}"]
+            for (kind, size, drawn_from), many in took.items()]
+    asked = f"sticky store at {SIZES[-1]:,} entries within 10 % of its cost at {SIZES[0]}"
     return Findings(
-        [Target("sticky store at 1,000,000 entries within 10 % of its cost at 10: by itself",
-                ", ".join(f"{kind} {more:+.0%}" for kind, more in dearer.items()),
-                max(dearer.values()) <= MOST_DEARER)],
+        [Target(f"{asked}: by itself, ten clients at work", *dearer(seen, ACTIVE)),
+         Target(f"{asked}: by itself, all of them at work", *dearer(seen, SIZES[-1]))],
         [Table("Sticky store", ("a request's read and write", "median, µs", "99 %, µs",
                                 "times that at 10"), rows,
-               "Live entries, clients drawn at random, one request in three moves its client to "
-               "another model.")],
+               "One request in three moves its client to another model. What costs is not the "
+               "number of entries but that of clients at work: ten clients' uses are written "
+               "once in two seconds, and their pages are in the processor's cache; each of a "
+               "million comes for the first time in long, is written, and has its pages in "
+               "memory only. A tree has no way around that.")],
         [Chart("Sticky store, µs a request", {
-            f"router, {kind}, {size:,}": seen[kind, size] for kind, size in seen})])
+            f"router, {kind}, {size:,}, of {drawn_from:,}": seen[kind, size, drawn_from]
+            for kind, size, drawn_from in seen})])

@@ -7,7 +7,7 @@ is read from the system beside, since these machines are noisy.
 from tests.bench.processes import hello, quiet_router, router, upstream
 from tests.bench.report import Chart, Findings, Table, Target
 from tests.bench.upstream import STREAM_LENGTHS
-from tests.bench.wrk import BIG, Load, interleaved
+from tests.bench.wrk import BIG, Load, Ratio, interleaved
 
 ROUNDS = 5
 HELLO, ALIAS, QUIET = "Flask hello-world", "router, alias, sticky", "router, logs and metrics off"
@@ -30,13 +30,14 @@ def rows(loads, rates, beside):
     """Return the table's rows: the figures, and those of `beside` as the measure."""
     for name, load in loads.items():
         rate = rates[name]
-        chunks = f"{rate.answers * load.events:,.0f}" if load.events else ""
-        yield [name, f"{rate.answers:,.0f}", chunks, f"{rate.cost_s * 1e6:,.0f}",
+        events = f"{rate.answers * load.events:,.0f}" if load.events else ""
+        yield [name, f"{rate.answers:,.0f}", events, rate.pieces if load.events else "",
+               f"{rate.cost_s * 1e6:,.0f}",
                f"{rate.busy:.2f}", f"{rate.answers / beside.answers:.2f}",
                f"{rate.cost_s / beside.cost_s:.2f}"]
 
 
-HEAD = ("one worker, 32 connections", "answers/s", "chunks/s", "processor µs/answer",
+HEAD = ("one worker, 32 connections", "answers/s", "events/s", "came in", "processor µs/answer",
         "cores used", "rate, of hello's", "processor, of hello's")
 
 
@@ -56,21 +57,24 @@ def measure():
 
 def judged(loads, rates):
     """Hold the rates against the targets."""
-    part = rates[DIRECT].answers / rates[HELLO].answers
-    price = 1 - rates[ALIAS].answers / rates[QUIET].answers
+    part = Ratio.of(rates[DIRECT], rates[HELLO])
+    by_alias = Ratio.of(rates[ALIAS], rates[HELLO])
+    kept = Ratio.of(rates[ALIAS], rates[QUIET])
     dearer = rates[ALIAS].cost_s / rates[QUIET].cost_s - 1
     return Findings(
         [Target("non-streaming throughput at least half of Flask hello-world's",
-                f"{part:.2f} of it; {rates[ALIAS].answers / rates[HELLO].answers:.2f} by the alias",
-                part >= 0.5),
+                f"{part} of it; by the alias, which ranks, remembers and rewrites, {by_alias}",
+                part.median >= 0.5),
          Target("everything on within 15 % of the throughput with logs and metrics off",
-                f"{price:.0%} less; {dearer:.0%} more processor time", price <= 0.15)],
+                f"{kept} of it; {dearer:.0%} more processor time", kept.median >= 0.85)],
         [Table("Throughput", HEAD, list(rows(loads, rates, rates[HELLO])),
-               "Requests and answers are of 1 KB where nothing else is said. Upstream and wrk "
-               "share the cores that the server does not have, so that what the upstream does "
-               "alone is what it can do at least.")],
+               "Requests and answers are of 1 KB where nothing else is said. *Came in*: the "
+               "chunks of one answer; each event was a chunk when it left the upstream, ten to "
+               "a write, and all that has arrived is passed on together. Upstream and wrk share "
+               "the cores that the server does not have, so the upstream's own rows are a lower "
+               "bound of what it can do.")],
         [Chart("Requests a second, one worker, 1 KB", {
             name: rates[name].answers for name in (HELLO, DIRECT, ALIAS, QUIET)}),
-         Chart("Streamed chunks a second, one worker", {
+         Chart("Streamed events a second, one worker", {
              name: rates[name].answers * load.events for name, load in loads.items()
              if load.events and name.startswith("router")})])

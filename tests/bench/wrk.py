@@ -17,6 +17,7 @@ from tests.support.router import DEADLINE_S
 
 ROUND_S, CONNECTIONS = 2, 32
 SMALL, BIG = 1_000, 500_000
+_CHUNK = re.compile(rb"\r\n[0-9a-fA-F]+\r\n")
 SCRIPT = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -70,11 +71,33 @@ class Rate:
     answers  a second
     cost_s   processor time of the server for each, seconds
     busy     part of a core it used
+    pieces   chunks in which one answer came, where it was chunked
+    rounds   answers a second, round by round
     """
 
     answers: float
     cost_s: float
     busy: float
+    pieces: int = 0
+    rounds: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How the answers a second of one load compare with another's: of all rounds, and by round."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, one, other):
+        """Compare two Rates of the same interleaved rounds."""
+        each = [mine / its for mine, its in zip(one.rounds, other.rounds, strict=True)]
+        return cls(one.answers / other.answers, min(each), max(each))
+
+    def __str__(self):
+        return f"{self.median:.2f} ({self.least:.2f} to {self.most:.2f} by round)"
 
 
 def whole_answer(load):
@@ -88,7 +111,7 @@ def whole_answer(load):
             data = sock.recv(1 << 20)
             assert data, received[:500]
             received += data
-    unframed = re.sub(rb"\r\n[0-9a-fA-F]+\r\n", b"", received)
+    unframed = _CHUNK.sub(b"", received)
     words = len(re.findall(rb'"content": ?"(?: word[0-9]|@[0-9.]+@)"', unframed))
     assert received.startswith(b"HTTP/1.1 200 ") and words == load.events, received[:500]
     return received
@@ -126,14 +149,21 @@ def run(load, size, seconds):
 
 def interleaved(loads, rounds, seconds=ROUND_S):
     """Run the loads one after the other, several times; return name -> Rate of medians."""
-    sizes = {name: len(whole_answer(load)) for name, load in loads.items()}
+    whole = {name: whole_answer(load) for name, load in loads.items()}
     for name, load in loads.items():
-        run(load, sizes[name], 1)
+        run(load, len(whole[name]), 1)
     seen = {name: [] for name in loads}
     for _ in range(rounds):
         for name, load in loads.items():
-            seen[name].append(dataclasses.astuple(run(load, sizes[name], seconds)))
-    return {name: Rate(*map(statistics.median, zip(*rates))) for name, rates in seen.items()}
+            seen[name].append(run(load, len(whole[name]), seconds))
+    return {name: _medians(rates, whole[name]) for name, rates in seen.items()}
+
+
+def _medians(rates, answer):
+    answers = tuple(rate.answers for rate in rates)
+    return Rate(*(statistics.median(getattr(rate, what) for rate in rates)
+                  for what in ("answers", "cost_s", "busy")),
+                len(_CHUNK.findall(answer)), answers)
 
 
 def require(*programs):
