@@ -6,7 +6,6 @@ back is here.
 Source: specs/002 R13, R14; specs/006 W5, W9.
 """
 
-import queue
 import ssl
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -27,37 +26,8 @@ class ResendBroke(ExchangeBroke):
     """The second one did, after a stale one from the pool."""
 
 
-class _IdleStack:
-    """The pool's places, the last one given back on top: what urllib3 asks of a LifoQueue.
-
-    Without its locks, which one thread does not need and gevent makes dear.
-    """
-
-    def __init__(self, maxsize: int) -> None:
-        self._most = maxsize
-        self.queue: list[Any] = []
-
-    def get(self, block: bool = False, timeout: float | None = None) -> Any:
-        """Return the top."""
-        if not self.queue:
-            raise queue.Empty
-        return self.queue.pop()
-
-    def put(self, item: Any, block: bool = False) -> None:
-        """Put back on top."""
-        if len(self.queue) >= self._most:
-            raise queue.Full
-        self.queue.append(item)
-
-    def qsize(self) -> int:
-        """Return how many places are free."""
-        return len(self.queue)
-
-
 class _Pool(HTTPConnectionPool):
     """What both kinds of pool do differently from urllib3's."""
-
-    QueueCls: Any = _IdleStack
 
     def exchange(self, target: str, body: Pieces, headers: Mapping[str, str]) -> RawResponse:
         """Send a request on a pooled connection and wait for the response head.

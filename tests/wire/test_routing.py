@@ -248,3 +248,19 @@ def test_a_model_given_twice_reaches_nobody(router, upstream, model):
     assert (answer.status, answer.error["code"]) == (400, "invalid_body")
     assert not upstream.seen(name)
     assert json.loads(answer.body)
+
+
+def test_a_plain_proxy_gets_its_own_credentials_and_not_the_clients(ranked):
+    """002-R10"""
+    _, feeds = ranked
+    with Upstream() as proxy, Router(
+            "http://backend.test", MODELS_URL=f"{feeds.url}/v1/models", NO_PROXY="127.0.0.1",
+            UTILIZATION_URL=f"{feeds.url}/chutes/utilization",
+            HTTP_PROXY=proxy.url.replace("//", "//user:secret@"), **SHORT) as router:
+        router.wait_until_fed()
+        answer = router.chat("fair", headers={"Proxy-Authorization": "Basic mine"})
+        assert answer.status == 200
+        [exchange] = proxy.exchanges
+    assert exchange.target == "http://backend.test/v1/chat/completions"
+    assert [value for name, value in exchange.fields if name.lower() == "proxy-authorization"] == [
+        "Basic dXNlcjpzZWNyZXQ="]
