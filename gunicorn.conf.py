@@ -130,8 +130,12 @@ def child_exit(server, worker):
     """Take a worker that is gone out of the gauges; its counts stay."""
     # Too early for a module-level import: it opens the door to half the network library.
     from app.metric_files import take_over
-    with contextlib.suppress(OSError):
+    try:
         take_over(pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), worker.pid)
+    except Exception as error:
+        # Its files stay where they are; nothing of this may end the master.
+        server.log.warning("a worker's counts stay in files of their own",
+                           extra={"error": type(error).__name__})
 
 
 def worker_exit(server, worker):

@@ -28,7 +28,6 @@ RUNTIME_OWNER = "CHUTES_ROUTER_RUNTIME_OWNER"
 
 # What the kernel has room for, less the end of the text.
 _LONGEST_SOCKET_PATH = 107
-_EVERY_HOST = frozenset(("0.0.0.0", "[::]"))
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -102,7 +101,7 @@ def _listen_address(text: str) -> str:
     else:
         usable = (re.fullmatch(r"unix:/\S+", text) is not None
                   and len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH
-                  and os.path.isdir(os.path.dirname(path)))
+                  and os.path.isdir(os.path.dirname(path)) and not os.path.isdir(path))
     if not usable:
         raise ValidationError("host:port, or unix:/path in a directory that exists")
     return text
@@ -122,9 +121,11 @@ def _collide(one: str, other: str) -> bool:
     """Say whether two addresses cannot both be listened on."""
     mine, its = _HOST_PORT.fullmatch(one), _HOST_PORT.fullmatch(other)
     if not mine or not its:
-        return one == other
-    hosts = {mine["host"], its["host"]}
-    return mine["port"] == its["port"] and (len(hosts) == 1 or bool(hosts & _EVERY_HOST))
+        return os.path.normpath(one) == os.path.normpath(other)
+    hosts = {"127.0.0.1" if host == "localhost" else host for host in (mine["host"], its["host"])}
+    by_ipv4 = not any(host.startswith("[") for host in hosts)
+    return mine["port"] == its["port"] and (
+        len(hosts) == 1 or "[::]" in hosts or by_ipv4 and "0.0.0.0" in hosts)
 
 
 def _optional(parse: Callable[[str], str]) -> Callable[[str], str]:

@@ -9,8 +9,9 @@
     BaseException
     +-- ClientGone           thrown into the request's greenlet when the client has left
     +-- ShuttingDown         thrown into it when the worker has no time left for it
+    +-- IdleTooLong          thrown into the greenlet of a connection that waits for a request
 
-The last two are no `Exception` on purpose: between the wait they interrupt and the worker that
+The last three are no `Exception` on purpose: between the wait they interrupt and the worker that
 ends the connection stand libraries that would take an `Exception` for a failure of the upstream.
 
 Source: specs/002 R21, specs/006 W1-W4, specs/007 R1, R3.
@@ -95,6 +96,10 @@ class ClientGone(BaseException):
 
 class ShuttingDown(BaseException):
     """The worker ends before the request would."""
+
+
+class IdleTooLong(BaseException):
+    """Nobody waits any longer for the next request of a connection."""
 
 
 def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:

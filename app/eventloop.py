@@ -19,7 +19,7 @@ from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
-from app.errors import ClientGone
+from app.errors import ClientGone, IdleTooLong
 
 # gevent hides the real ones behind copies of its own that go through the event loop.
 _epoll = monkey.get_original("select", "epoll")
@@ -196,18 +196,18 @@ class FairSocket(gevent.socket.socket):
             super().sendall(memoryview(data)[sent:], flags)
 
     def hear_no_more(self) -> None:
-        """Let a wait for the peer's next bytes end, as if it had closed, unless some are here."""
-        if not readable(self):
-            self._shut(socket.SHUT_RD)
+        """End the wait for the peer's next request, unless some of it is here."""
+        def end() -> None:
+            # In the event loop itself: between the look and the end nothing can come to be served.
+            if self.idle_since is not None and not readable(self):
+                self.served_by.throw(IdleTooLong())
+        after_this_turn(end)
 
     def hang_up(self) -> None:
         """Let every wait for the peer end, to read or to write."""
-        self._shut(socket.SHUT_RDWR)
-
-    def _shut(self, how: int) -> None:
         # The kernel's socket: gevent's own method would throw into whoever waits.
         with contextlib.suppress(OSError):
-            self._sock.shutdown(how)
+            self._sock.shutdown(socket.SHUT_RDWR)
 
 
 class HangUpGuard:

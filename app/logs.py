@@ -6,11 +6,11 @@ neither is ever switched on, whatever LOG_LEVEL says.
 Source: specs/001 R6, R7.
 """
 
-import contextlib
 import json
 import logging
 import os
 import select
+import socket
 import stat
 import traceback
 from collections.abc import Callable
@@ -37,14 +37,10 @@ class LineHandler(logging.Handler):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._descriptor = stream.fileno()
-        # No other process writes into the middle of so much of a pipe or a socket, or of any file.
-        mode = os.fstat(self._descriptor).st_mode
-        shared = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-        self._most_at_once = select.PIPE_BUF if shared else _A_LOT
+        self._write, self._most_at_once, self._close = _without_waiting(stream.fileno())
         # Made in the master, before gevent takes its place.
         self._room = select.poll()
-        self._room.register(self._descriptor, select.POLLOUT)
+        self._room.register(stream.fileno(), select.POLLOUT)
         self._lines: list[bytes] = []
         self._lost = 0
         self._later: Callable[[Callable[[], None]], None] | None = None
@@ -53,6 +49,8 @@ class LineHandler(logging.Handler):
     def write_later(self, later: Callable[[Callable[[], None]], None]) -> None:
         """Have `later` call what writes, in place of writing at once."""
         self._later = later
+        # What waits here is the master's, who writes it.
+        self._lines, self._lost, self._due = [], 0, False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, now or with others."""
@@ -70,19 +68,65 @@ class LineHandler(logging.Handler):
 
     def flush(self) -> None:
         """Write what has not been written, as far as there is room; also called at exit."""
-        self._due = False
-        lines, self._lines = self._lines, []
-        with contextlib.suppress(OSError):
+        self._due, lines, taken = False, self._lines, 0
+        self._lines = []
+        try:
             while lines and self._room.poll(0):
-                together = lines.pop(0)
-                while lines and len(together) + len(lines[0]) <= self._most_at_once:
-                    together += lines.pop(0)
-                os.write(self._descriptor, together)
-            self._lines = lines[-_MOST_WAITING:]
-            self._lost += len(lines) - len(self._lines)
-        if self._lost and not self._lines:
+                count = _fitting(lines, self._most_at_once)
+                together = b"".join(lines[:count])
+                taken = self._write(together)
+                lines[:count] = [together[taken:]] if taken < len(together) else []
+        except BlockingIOError:
+            # Another process took the room.
+            pass
+        except OSError:
+            self._lost, lines, taken = self._lost + len(lines), [], 0
+        self._lines = lines[-_MOST_WAITING:]
+        self._lost += len(lines) - len(self._lines)
+        if self._lost and taken and not self._lines:
             lost, self._lost = self._lost, 0
             logger.warning("lines lost", extra={"lines": lost})
+
+    def close(self) -> None:
+        """Close what was opened for the stream, which stays open itself."""
+        self._close()
+        super().close()
+
+
+def _fitting(lines: list[bytes], most: int) -> int:
+    """Return how many of the lines go into one write of so many bytes; at least one."""
+    size = count = 0
+    for line in lines:
+        size += len(line)
+        if count and size > most:
+            break
+        count += 1
+    return count
+
+
+def _without_waiting(
+        descriptor: int) -> tuple[Callable[[bytes], int], int, Callable[[], None]]:
+    """Return what writes to a descriptor without waiting.
+
+    Returns  write, the number of bytes that stay whole in one write, and what closes it
+    """
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISSOCK(mode):
+        peer = socket.socket(fileno=os.dup(descriptor))
+        return lambda data: peer.send(data, socket.MSG_DONTWAIT), select.PIPE_BUF, peer.close
+    if not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode):
+        return lambda data: os.write(descriptor, data), _A_LOT, _nothing
+    try:
+        # Opened anew, since not to wait is a property that others of the same pipe would share.
+        own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        # Another user's: whether there is room must do.
+        return lambda data: os.write(descriptor, data), select.PIPE_BUF, _nothing
+    return lambda data: os.write(own, data), select.PIPE_BUF, lambda: os.close(own)
+
+
+def _nothing() -> None:
+    pass
 
 
 def write_lines_later(later: Callable[[Callable[[], None]], None]) -> None:

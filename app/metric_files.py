@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import time
 from collections.abc import Iterator
+from typing import IO
 
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import mark_process_dead
@@ -21,22 +23,40 @@ METRICS = "metrics"
 # No process has this number, which stands in the file's name.
 _THE_DEAD = 0
 _KINDS = ("counter", "histogram")
+# A scrape takes some milliseconds.
+_TRIES, _PAUSE_S = 50, 0.01
 # Of a file, and of an entry beside its key, padding and all.
 _HEAD_BYTES, _ENTRY_BYTES = 8, 32
 
 
 @contextlib.contextmanager
 def held(directory: pathlib.Path, *, exclusively: bool = False) -> Iterator[None]:
-    """Keep the files as they are for a scrape, or from scrapes while they change."""
+    """Keep the files as they are for a scrape, or from scrapes while they change.
+
+    exclusively  the master's way: it is tried for a moment, since a worker may have stopped with
+                 the lock, and raises BlockingIOError
+    """
     with open(directory / "lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH)
+        if exclusively:
+            _lock_soon(lock)
+        else:
+            fcntl.flock(lock, fcntl.LOCK_SH)
         yield
+
+
+def _lock_soon(lock: IO[str]) -> None:
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_PAUSE_S)
+    raise BlockingIOError
 
 
 def take_over(directory: pathlib.Path, pid: int) -> None:
     """Add a dead worker's counts to those of the dead; its gauges go.
 
-    Raises  OSError where there is no room; its files stay as they are then
+    Raises  OSError without room or lock, and whatever a damaged file makes of it; the files stay
     Cost    I/O: some milliseconds
     """
     with held(directory, exclusively=True):

@@ -27,7 +27,7 @@ from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, InvalidRespo
 from gunicorn.workers.ggevent import GeventWorker
 
 from app.draining import Drain
-from app.errors import ApiError, ClientGone, ShuttingDown, StreamCut
+from app.errors import ApiError, ClientGone, IdleTooLong, ShuttingDown, StreamCut
 from app.eventloop import FairSocket, after_this_turn, nap, serve, tell_uncaught
 from app.logs import places, write_lines_later, write_waiting_lines
 from app.routing.headers import sane_request_id
@@ -44,6 +44,8 @@ _UNSENT_BYTES = 64 * 1024
 # How often a worker tells the master that it lives and looks whether it is to end, and how often
 # it looks then whether it can.
 _TICK_S, _DRAIN_TICK_S = 0.25, 0.1
+# A connection that has just been opened or used is about to be used.
+_IDLE_LEAST_S = 1.0
 # Objects made and not freed, then collections of the young and of the middle generation.
 _COLLECT_AFTER = (10_000, 10, 50)
 
@@ -121,6 +123,7 @@ class RouterWorker(GeventWorker):
         try:
             super().handle(listener, connection, addr)
         finally:
+            connection.idle_since = None
             of_its_kind.discard(connection)
 
     def _is_full(self, with_one_more: bool = False) -> bool:
@@ -132,7 +135,7 @@ class RouterWorker(GeventWorker):
             return
         idle = {connection.idle_since: connection for connection in self._connections
                 if connection.idle_since is not None}
-        if idle:
+        if idle and min(idle) < time.monotonic() - _IDLE_LEAST_S:
             idle[min(idle)].hear_no_more()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
@@ -164,11 +167,13 @@ class RouterWorker(GeventWorker):
             else:
                 # The app limits its writes; the connection's next request is read without that.
                 sock.settimeout(None)
-                sock.idle_since = time.monotonic()
+                # Where some of the next request came along it is not waited for.
+                ahead = req.unreader.buf.getbuffer().nbytes
+                sock.idle_since = None if ahead else time.monotonic()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that the server itself could not serve; log nothing of it."""
-        if isinstance(exc, (ClientGone, ShuttingDown)):
+        if isinstance(exc, (ClientGone, ShuttingDown, IdleTooLong)):
             return
         if isinstance(exc, ParseException) and not isinstance(exc, _OUR_FAULT):
             status, message = _REASONS.get(type(exc), (400, "The request is not valid HTTP."))

@@ -100,9 +100,6 @@ class Attempts:
             try:
                 response = self.send(body_for(model), headers, header_timeout_s)
                 committed = self._judge(model, response, last=model == tried[-1])
-                on_attempt(Attempt(model, status_outcome(response.status), response.status, "",
-                                   self._ms_since(started)))
-                return committed
             except BaseException as error:
                 # Whatever ended the attempt, its connection goes at once.
                 if response is not None:
@@ -114,6 +111,14 @@ class Attempts:
                 # attempt, until the garbage collector came by.
                 failure = error.outcome
                 on_attempt(Attempt(model, failure, None, error.detail, self._ms_since(started)))
+            else:
+                try:
+                    on_attempt(Attempt(model, status_outcome(response.status), response.status,
+                                       "", self._ms_since(started)))
+                except BaseException:
+                    response.close()
+                    raise
+                return committed
         raise _exhausted(failure)
 
     def _ms_since(self, started: float) -> float:

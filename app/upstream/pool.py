@@ -47,6 +47,8 @@ class _Pool(HTTPConnectionPool):
                     self._prepare_proxy(connection)
             elif self.proxy is not None:
                 headers = {**headers, **(self.proxy_headers or {})}
+            if connection.is_closed:
+                connection.connect()
             try:
                 connection.request("POST", target, body, headers)
             except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):

@@ -151,7 +151,8 @@ def test_a_limit_that_is_neither_is_refused(monkeypatch, given):
 
 
 @pytest.mark.parametrize("given", [
-    "127.0.0.1", "0.0.0.0:8080", "127.0.0.1:8080", "[::]:8080", "unix:", "x:99999"])
+    "127.0.0.1", "0.0.0.0:8080", "127.0.0.1:8080", "[::]:8080", "localhost:8080", "unix:",
+    "unix:/tmp/", "x:99999"])
 def test_a_health_address_must_be_one_and_another(monkeypatch, given):
     """007-R2, 001-R4"""
     monkeypatch.setenv("HEALTH_LISTEN_ADDR", given)
@@ -166,6 +167,21 @@ def test_a_value_that_is_no_text_is_refused_in_a_sentence(monkeypatch, tmp_path)
     monkeypatch.setenv("STATE_DIR", os.fsdecode(path))
     with pytest.raises(ConfigError, match="STATE_DIR: .* expected text in UTF-8"):
         load_config()
+
+
+@pytest.mark.parametrize("one, other, collide", [
+    ("0.0.0.0:80", "[::1]:80", False), ("127.0.0.1:80", "127.0.0.2:80", False),
+    ("127.0.0.1:80", "localhost:80", True), ("unix:/tmp/a", "unix:/tmp/./a", True),
+    ("unix:/tmp/a", "unix:/tmp/b", False), ("unix:/tmp/a", "[::]:80", False)])
+def test_addresses_collide_where_both_cannot_be_listened_on(environment, one, other, collide):
+    """007-R2, 001-R4"""
+    for addresses in ((one, other), (other, one)):
+        settings = dict(zip(("LISTEN_ADDR", "HEALTH_LISTEN_ADDR"), addresses))
+        if collide:
+            with pytest.raises(ConfigError, match="HEALTH_LISTEN_ADDR"):
+                environment(**settings)
+        else:
+            assert environment(**settings).addresses == list(addresses)
 
 
 def test_the_addresses_are_the_services_and_the_probes(monkeypatch):

@@ -30,7 +30,7 @@ class Output:
             function()
 
     def read(self):
-        """Return what has come, write by write where the kernel keeps them apart."""
+        """Return what has come, write by write where they are kept apart."""
         came = []
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.reading, 1 << 20):
@@ -38,25 +38,27 @@ class Output:
         return came
 
 
-def packets():
-    """Return the ends of a pipe that keeps writes apart."""
-    reading, writing = os.pipe2(os.O_DIRECT | os.O_NONBLOCK)
-    os.set_blocking(writing, True)
+def pipe():
+    """Return the ends of a pipe."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
     return writing, reading
 
 
 def messages():
-    """Return the ends of a socket that does."""
+    """Return the ends of a socket that keeps writes apart."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     return ours.detach(), theirs.detach()
 
 
-@pytest.fixture(params=[packets, messages])
+@pytest.fixture(params=[pipe, messages])
 def output(request, monkeypatch):
     output = Output(*request.param())
     monkeypatch.setattr(logging.getLogger(), "handlers", [output.handler])
+    output.keeps_apart = request.param is messages
     yield output
+    output.handler.close()
     output.stream.close()
     os.close(output.reading)
 
@@ -70,7 +72,7 @@ def test_the_lines_of_a_turn_go_together_but_no_more_than_stay_whole(output):
     came = output.read()
     assert [line.split()[1] for line in b"".join(came).splitlines()] == [
         str(number).encode() for number in range(100)]
-    assert 1 < len(came) < 5 and max(map(len, came)) <= select.PIPE_BUF
+    assert 1 < len(came) < 5 and max(map(len, came)) <= select.PIPE_BUF or not output.keeps_apart
 
 
 def test_lines_wait_for_a_reader_that_has_stopped_and_the_oldest_are_lost(output, monkeypatch):
@@ -89,3 +91,27 @@ def test_lines_wait_for_a_reader_that_has_stopped_and_the_oldest_are_lost(output
     assert written == sorted(set(written)) and written[-51:] == list(range(450, 501))
     assert came.splitlines().count(b"lines lost") == 1
     assert len(written) < 501
+
+
+def test_the_masters_pipe_keeps_waiting_for_others_and_for_us_it_does_not():
+    """001-R6: whoever shares it has not asked for that."""
+    writing, reading = pipe()
+    output = Output(writing, reading)
+    assert os.get_blocking(writing)
+    for _ in range(100):
+        output.handler.emit(logging.makeLogRecord({"msg": "x" * 4000}))
+        output.turn()
+    assert len(output.handler._lines) > 50
+    output.handler.close()
+    output.stream.close()
+    os.close(reading)
+
+
+def test_what_waits_in_the_master_is_not_written_by_its_workers_too(output):
+    """001-R6"""
+    output.handler.write_later(lambda flush: None)
+    logger.warning("the master's")
+    output.handler.write_later(output.due.append)
+    logger.warning("the worker's")
+    output.turn()
+    assert b"".join(output.read()) == b"the worker's\n"

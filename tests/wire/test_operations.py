@@ -147,15 +147,46 @@ def test_refused_and_idle_clients_leave_room_for_probes_and_for_more_refusals(ba
 
 
 def test_the_connection_idle_longest_makes_room_for_a_new_one(backend):
+    """007-R1: not one that has just been used, nor one on which a request has begun to come."""
+    with Router(backend.url, WORKER_CONNECTIONS="5") as router, contextlib.ExitStack() as stack:
+        half, oldest, other = (stack.enter_context(idle_client(router)) for _ in range(3))
+        half.sendall(PROBE + PROBE[:20])
+        read_until(half, b"ok")
+        for _ in range(2):
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", router.port), DEADLINE_S))
+        assert oldest.recv(1) == b""
+        other.sendall(PROBE)
+        half.sendall(PROBE[20:])
+        assert read_until(half, b"ok") and read_until(other, b"ok")
+
+
+def test_clients_up_to_the_limit_lose_no_request(backend):
     """007-R1"""
-    with Router(backend.url, WORKER_CONNECTIONS="4") as router:
-        clients = [idle_client(router) for _ in range(4)]
-        assert clients[0].recv(1) == b""
-        for client in clients[1:3]:
-            client.sendall(PROBE)
-            read_until(client, b"ok")
-        for client in clients:
-            client.close()
+    statuses, over = [], threading.Event()
+
+    def ask(router):
+        connection = router.connect()
+        while not over.is_set():
+            connection.request("POST", "/v1/chat/completions", b'{"model": "b"}')
+            statuses.append(Answer(connection.getresponse()).status)
+        connection.close()
+
+    def come_and_go(router):
+        while not over.is_set():
+            statuses.append(router.get("/healthz").status)
+
+    with Router(backend.url, WORKER_CONNECTIONS="6") as router:
+        askers = [threading.Thread(target=what, args=(router,))
+                  for what in [ask] * 5 + [come_and_go]]
+        for asker in askers:
+            asker.start()
+        until(lambda: len(statuses) >= 2000)
+        over.set()
+        for asker in askers:
+            asker.join(DEADLINE_S)
+        # One of six may find the limit of requests, which is five.
+        assert set(statuses) <= {200, 503} and statuses.count(200) > 1900
 
 
 @pytest.fixture
