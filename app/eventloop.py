@@ -10,6 +10,7 @@ import contextlib
 import select
 import socket
 import time
+import weakref
 from collections.abc import Callable
 
 import gevent
@@ -161,6 +162,8 @@ class FairSocket(gevent.socket.socket):
         self.served_by = gevent.getcurrent()
         # Since when nothing of the next request has come; None: it is coming, or served.
         self.idle_since: float | None = time.monotonic()
+        # Whether its peer has ended its sending side, and whether a request is to be told of that.
+        self.hung_up = self.guarded = False
         # Whether it came in where only probes and scrapes are answered.
         self.health_only = False
 
@@ -213,55 +216,57 @@ class FairSocket(gevent.socket.socket):
 class HangUpGuard:
     """One request's watch on its client; see `HangUpWatch.guard`."""
 
-    def __init__(self, release: Callable[[], None] | None) -> None:
-        self._release = release
+    def __init__(self, client: FairSocket | None) -> None:
+        self._client = client
 
     def release(self) -> None:
         """Stop watching. Releasing twice is harmless."""
-        release, self._release = self._release, None
-        if release is not None:
-            release()
+        if self._client is not None:
+            self._client.guarded, self._client = False, None
 
 
 class HangUpWatch:
     """Tells requests that their client has closed its connection.
 
-    One epoll set per worker holds the sockets of the requests under way; the event loop watches
-    the set, so a request costs two system calls (2.6 µs) and an idle client nothing.
+    One epoll set per worker holds the sockets of its clients from the first request on, until they
+    are closed; the event loop watches the set. A request costs nothing but a note, where to put its
+    socket in and to take it out again was a thirtieth of it.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[int, Greenlet] = {}
+        self._clients: weakref.WeakValueDictionary[int, FairSocket] = weakref.WeakValueDictionary()
         self._set = _epoll()
         self._watcher = gevent.get_hub().loop.io(self._set.fileno(), _LOOP_READ)
         self._watcher.start(self._on_hang_up)
 
-    def guard(self, sock: socket.socket | None) -> HangUpGuard:
-        """Throw ClientGone into the current greenlet when the peer of `sock` hangs up.
+    def guard(self, client: FairSocket | None) -> HangUpGuard:
+        """Throw ClientGone into who serves `client` when it hangs up.
 
-        sock     the client's connection; None (no server in front of the app) is not watched
+        client   its connection; None (no server in front of the app) is not watched
         Returns  HangUpGuard; release it before the socket serves another request
+        Raises   ClientGone if it has hung up before
 
         Source: specs/006 W1.
         """
-        if sock is None:
+        if client is None:
             return HangUpGuard(None)
-        descriptor = sock.fileno()
-        self._set.register(descriptor, _PEER_HUNG_UP | _TOLD_ONCE)
-        self._waiting[descriptor] = gevent.getcurrent()
-
-        def release() -> None:
-            del self._waiting[descriptor]
-            self._set.unregister(descriptor)
-
-        return HangUpGuard(release)
+        if client.hung_up:
+            raise ClientGone
+        # The kernel takes a socket out of the set when it is closed.
+        if self._clients.get(client.fileno()) is not client:
+            self._clients[client.fileno()] = client
+            self._set.register(client.fileno(), _PEER_HUNG_UP | _TOLD_ONCE)
+        client.guarded = True
+        return HangUpGuard(client)
 
     def _on_hang_up(self) -> None:
         # In the event loop itself: no greenlet runs now, so each one thrown into is in a wait.
         for descriptor, _ in self._set.poll(0):
-            greenlet = self._waiting.get(descriptor)
-            if greenlet is not None:
-                greenlet.throw(ClientGone())
+            client = self._clients.get(descriptor)
+            if client is not None:
+                client.hung_up = True
+                if client.guarded:
+                    client.served_by.throw(ClientGone())
 
     def close(self) -> None:
         """Stop watching altogether."""
