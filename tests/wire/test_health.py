@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.feeds import models_feed, utilization_row
-from tests.support.router import Router
+from tests.support.router import Router, until
 from tests.support.upstream import Upstream
 
 
@@ -53,6 +53,8 @@ def test_readyz_says_what_is_stale(settings, code):
     slow = {"MODELS_REFRESH_MS": "3600000", "UTILIZATION_REFRESH_MS": "3600000"}
     with Upstream(**feed) as upstream, Router(upstream.url, **slow, **settings) as router:
         router.wait_until_fed()
+        # A fast machine asks within that millisecond.
+        until(lambda: router.get("/readyz").status != 200)
         assert not_ready(router) == code
 
 
