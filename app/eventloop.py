@@ -103,8 +103,12 @@ def nap(seconds: float) -> None:
 
 
 def pause() -> None:
-    """Let every other greenlet that is ready run once."""
-    gevent.sleep(0)
+    """Let everybody else run who is ready, and who waits for a socket or a time that has come.
+
+    By a timer, since gevent.sleep(0) gets its turn back up to fifty times before the event loop
+    looks at a socket again.
+    """
+    gevent.sleep(_NEXT_TURN_S)
 
 
 def tell_uncaught(tell: Callable[[BaseException], None]) -> None:
@@ -133,9 +137,7 @@ class FairShare:
     def take(self) -> None:
         """Pause, unless the event loop has turned since the last call. Cost: 0.1 or 5 µs."""
         if self._loop.iteration == self._turn:
-            # A timer, since gevent.sleep(0) gets its turn back up to fifty times before the loop
-            # looks at a socket again.
-            gevent.sleep(_NEXT_TURN_S)
+            pause()
         self._turn = self._loop.iteration
 
 

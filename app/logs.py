@@ -89,7 +89,9 @@ class LineHandler(logging.Handler):
 
     def close(self) -> None:
         """Close what was opened for the stream, which stays open itself."""
-        self._close()
+        # Once: another file may have the number by then.
+        close, self._close = self._close, _nothing
+        close()
         super().close()
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import msgspec
+import gevent
 import pytest
 import requests
 import responses
@@ -299,3 +300,13 @@ def test_the_wait_between_runs_carries_a_little_jitter(jitter, waited):
     assert periodic.next_wait_s() == pytest.approx(waited)
     drawn = [PeriodicJob("job", lambda: None, 10.0).next_wait_s() for _ in range(100)]
     assert 9.0 <= min(drawn) < max(drawn) <= 11.0
+
+
+def test_each_pause_lets_the_event_loop_look_at_its_sockets():
+    """003-R2, 006-W15"""
+    loop = gevent.get_hub().loop
+    pause()
+    before = loop.iteration
+    for _ in range(10):
+        pause()
+    assert loop.iteration >= before + 10
