@@ -1,61 +1,80 @@
-"""How a worker ends: nothing new, time for what is under way, and a cut while there is still time.
+"""How a worker ends: it accepts nothing new, gives time to what is under way, then cuts it.
 
-The master kills a worker that outlives the graceful timeout, and what is killed cleans nothing up
-and logs nothing. So what would outlive it is cut here, some seconds earlier.
+The master kills a worker that outlives the graceful timeout. A killed process cleans nothing up
+and logs nothing. So the worker itself cuts what would outlive it, some seconds earlier.
 
 Source: specs/007 R3, R4.
 """
 
+import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Protocol
 
-from app.eventloop import FairSocket
+from app.client_socket import ClientSocket
 from app.inflight import InFlight
 
 logger = logging.getLogger(__name__)
 
-# Connections are taken on for a moment while there is something under way: a balancer that asks
-# gets to hear of the end, and at a reload the new workers are up by then.
+# While requests are under way, connections are accepted a moment longer: a balancer that asks
+# learns of the end, and after a reload the new workers are up by then.
 _ACCEPTS_ON_S = 1.0
-# A connection without a request for so long is closed. Not sooner: its peer may be about to send
-# one, and could not tell whether it has been served. The nginx of deploy/ gives an idle connection
-# up after 4 s, so that here it is never the first.
+# A connection without a request for so long is closed. A client that sends a request into a closing
+# connection cannot tell whether it was served, so this is longer than a client in front keeps idle
+# connections (the nginx of deploy/: 4 s).
 _IDLE_S = 6.0
-# Before the end of the grace: requests are cut; a third of this later, whatever is left.
+# Requests are cut so long before the end of the grace; a third of this later all else is cut.
 _CUT_EARLIER_S = 3.0
 
 
-class Listening(Protocol):
+class Server(Protocol):
     """What accepts connections; see eventloop.serve."""
 
     def close(self) -> None:
         """Accept no more."""
 
 
+@dataclasses.dataclass
+class Address:
+    """One address that a worker listens on.
+
+    server       accepts there; None: there is no such address, or it is closed
+    connections  accepted there and still open
+    """
+
+    server: Server | None = None
+    connections: set[ClientSocket] = dataclasses.field(default_factory=set)
+
+    def close(self) -> None:
+        """Accept no more. Closing twice is harmless."""
+        server, self.server = self.server, None
+        if server is not None:
+            server.close()
+
+    def end_idle(self, since: float) -> None:
+        """Close the connections that have been idle since then, seconds on the monotonic clock."""
+        for connection in self.connections:
+            if connection.idle_since is not None and connection.idle_since <= since:
+                connection.close_if_idle()
+
+
 class Drain:
     """The end of one worker, step by step; begins when it is made.
 
-    in_flight    its requests
-    connections  of its clients, as they are at each moment
-    probes       connections by the health address, the same way
-    servers      where it accepts clients
-    probed       where it accepts probes: closed when all else is over
-    grace_s      after this the master kills the worker
-    clock        returns seconds, monotonic
+    in_flight  the worker's requests
+    clients    where it serves clients
+    probes     where it serves probes: this address closes when all else is over
+    grace_s    after this the master kills the worker
+    clock      returns seconds, monotonic
     """
 
-    def __init__(self, in_flight: InFlight, connections: Collection[FairSocket],
-                 probes: Collection[FairSocket], servers: list[Listening],
-                 probed: list[Listening], grace_s: float,
+    def __init__(self, in_flight: InFlight, clients: Address, probes: Address, grace_s: float,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._in_flight = in_flight
-        self._connections = connections
+        self._clients = clients
         self._probes = probes
-        self._servers = servers
-        self._probed = probed
         self._clock = clock
         now = clock()
         # A short grace has shorter parts.
@@ -73,37 +92,30 @@ class Drain:
         Returns  whether everything is over
         Cost     O(connections), no switch
         """
-        now, served = self._clock(), bool(self._connections)
-        if now >= self._accepts_until or not served:
-            _close(self._servers)
-        self._end_idle(self._connections, now - self._idle_s)
+        now, serves = self._clock(), bool(self._clients.connections)
+        if now >= self._accepts_until or not serves:
+            self._clients.close()
+        self._clients.end_idle(now - self._idle_s)
         if now >= self._cut_at:
             self._cut_at = math.inf
             self._cut()
         if now >= self._hang_up_at:
-            for connection in (*self._connections, *self._probes):
+            for connection in self._all_connections():
                 connection.hang_up()
-        if served:
+        if serves:
             return False
-        _close(self._probed)
-        self._end_idle(self._probes, now)
-        return not self._probes
+        self._probes.close()
+        self._probes.end_idle(now)
+        return not self._probes.connections
 
-    @staticmethod
-    def _end_idle(connections: Collection[FairSocket], since: float) -> None:
-        for connection in connections:
-            if connection.idle_since is not None and connection.idle_since <= since:
-                connection.hear_no_more()
+    def _all_connections(self) -> tuple[ClientSocket, ...]:
+        return *self._clients.connections, *self._probes.connections
 
     def _cut(self) -> None:
         logger.warning("cutting requests", extra={"requests": len(self._in_flight)})
         self._in_flight.cut()
-        for connection in (*self._connections, *self._probes):
-            # A request on its way, a peer that takes no answer; those just cut get theirs first.
+        for connection in self._all_connections():
+            # A request that was just cut still gets its answer; these are requests that have not
+            # arrived whole and clients that read no answer.
             if connection.served_by not in self._in_flight:
                 connection.hang_up()
-
-
-def _close(servers: list[Listening]) -> None:
-    while servers:
-        servers.pop().close()

@@ -19,7 +19,7 @@ from app.control.feeds import LOOKS, Feed
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
-from app.eventloop import HangUpWatch, pause
+from app.eventloop import pause
 from app.inflight import InFlight
 from app.journal import CAUSES
 from app.routes.application import Application
@@ -54,7 +54,6 @@ class Router:
     feeds: tuple[Feed[Any], ...]
     jobs: tuple[PeriodicJob, ...]
     in_flight: InFlight
-    hang_ups: HangUpWatch
 
     def start(self) -> None:
         """Start what runs beside requests; called in each worker once it is up."""
@@ -65,7 +64,6 @@ class Router:
         """End what `start` started."""
         for job in self.jobs:
             job.stop()
-        self.hang_ups.close()
         metrics.write_counts()
 
 
@@ -80,7 +78,6 @@ def create_app(config: Config, *, send: Sender | None = None,
     """
     metrics.show_zeros(Outcome, CAUSES)
     store = SnapshotStore(clock)
-    hang_ups = HangUpWatch()
     shared = runtime_directory()
     feeds = _feeds(config, store, clock, shared)
     sticky = _sticky_store(config, clock, shared)
@@ -89,8 +86,7 @@ def create_app(config: Config, *, send: Sender | None = None,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
     in_flight = InFlight(config.max_inflight_requests.of(config.worker_connections))
-    proxy = Proxy(config, store, sticky, _client_keys(config), attempts, in_flight, hang_ups,
-                  clock)
+    proxy = Proxy(config, store, sticky, _client_keys(config), attempts, in_flight, clock)
 
     app = Application(in_flight, config.client_write_timeout_ms / 1000)
     app.register_blueprint(proxy.blueprint())
@@ -98,8 +94,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     app.register_blueprint(metrics_blueprint())
     jobs = [*_refreshing(config, feeds),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_S)]
-    app.extensions["router"] = Router(store, tuple(feeds), tuple(jobs), in_flight,
-                                      hang_ups)
+    app.extensions["router"] = Router(store, tuple(feeds), tuple(jobs), in_flight)
     return app
 
 

@@ -10,9 +10,9 @@ from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.routing import MapAdapter
 
+from app.client_socket import client_of
 from app.errors import ApiError
 from app.inflight import InFlight
-from app.routes.body import abandon_body, end_connection, has_unread_body
 from app.routes.errors import register_error_handlers
 from app.routes.proxy import PROXY
 from app.routing.headers import REQUEST_ID, sane_request_id
@@ -74,8 +74,7 @@ class Application(Flask):
         environ["router.request_id"] = sane_request_id(environ.get("HTTP_X_REQUEST_ID", ""))
         # Werkzeug strips leading slashes before it matches.
         slashes = environ.get("PATH_INFO", "").startswith("//")
-        client = environ.get("gunicorn.socket")
-        if slashes or getattr(client, "health_only", False) and request.blueprint == PROXY:
+        if slashes or client_of(environ).health_only and request.blueprint == PROXY:
             raise ApiError("not_found", "There is no such route.")
 
     def process_response(self, response: Response) -> Response:
@@ -85,12 +84,11 @@ class Application(Flask):
         request.routing_exception = None
         if REQUEST_ID not in response.headers:
             response.headers[REQUEST_ID] = environ["router.request_id"]
-        if has_unread_body(environ):
-            abandon_body(environ)
+        client = client_of(environ)
+        if client.body_pending:
+            client.abandon_body()
         if self._in_flight.draining:
-            end_connection(environ)
-        client = environ.get("gunicorn.socket")
-        if client is not None:
-            # A client that stops reading must not hold anything for ever; the worker resets this.
-            client.settimeout(self._write_timeout_s)
+            client.close_after_answer()
+        # A client that stops reading must not hold anything for ever.
+        client.limit_writes(self._write_timeout_s)
         return response

@@ -1,22 +1,21 @@
 """Read a request body: whole, bounded in size and in time, or not at all.
 
-The server's own limits do not do: it would hand over a chunked body cut off at the limit, and a
-body whose client died in the middle, as if they were complete.
+The server's own limits are not enough: it hands over a chunked body that it has truncated at the
+limit, and a body whose client died in the middle, as if they were complete.
 
 Source: specs/002 R1, R21.
 """
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any
 
+from app.client_socket import client_of
 from app.errors import ApiError
 from app.eventloop import Deadline
 
 _PIECE = 64 * 1024
-# A body that is skipped has come with its head, or it is not waited for.
+# A body that is skipped has arrived with its head; a later one is not waited for.
 _SKIP_S = 0.02
-_READ_WHOLE = "router.body_read"
 
 
 def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> bytes:
@@ -38,19 +37,19 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> byte
         with Deadline(timeout_s, lambda: ApiError(
                 "request_timeout", f"The body was not complete within {timeout_s:g} s.")):
             body = _read(environ["wsgi.input"], max_bytes, announced)
-        environ[_READ_WHOLE] = True
+        client_of(environ).body_taken()
         if announced is not None and len(body) < announced:
             raise ApiError("invalid_body", "The body ended early.")
         return body
     except ApiError:
-        abandon_body(environ)
+        client_of(environ).abandon_body()
         raise
 
 
 def skip_body(environ: dict[str, Any]) -> None:
-    """Read a body that is of no interest if it is small and here, so that the connection can stay.
+    """Read the body of a refused request if it is small and here, so that the connection can stay.
 
-    Cost: I/O; waits for some milliseconds at most
+    Cost: I/O; waits for 20 ms at most
     """
     announced = int(environ.get("CONTENT_LENGTH") or 0)
     if not 0 < announced <= _PIECE:
@@ -58,27 +57,8 @@ def skip_body(environ: dict[str, Any]) -> None:
     with contextlib.suppress(ApiError):
         with Deadline(_SKIP_S, lambda: ApiError("request_timeout", "")):
             body = _read(environ["wsgi.input"], _PIECE, announced)
-        environ[_READ_WHOLE] = len(body) == announced
-
-
-def has_unread_body(environ: Mapping[str, Any]) -> bool:
-    """Say whether the request announced a body, by either framing, that nobody has read."""
-    announced = environ.get("CONTENT_LENGTH", "0") not in ("", "0")
-    return (announced or "HTTP_TRANSFER_ENCODING" in environ) and not environ.get(_READ_WHOLE)
-
-
-def abandon_body(environ: Mapping[str, Any]) -> None:
-    """Leave the rest of the body unread and end the connection after the answer."""
-    abandon = getattr(environ["wsgi.input"], "abandon", None)
-    if abandon is not None:
-        abandon()
-
-
-def end_connection(environ: Mapping[str, Any]) -> None:
-    """Let the connection end with the answer, and the answer say so."""
-    end = getattr(environ["wsgi.input"], "end_connection", None)
-    if end is not None:
-        end()
+        if len(body) == announced:
+            client_of(environ).body_taken()
 
 
 def _read(stream: Any, max_bytes: int, announced: int | None) -> bytes:

@@ -10,9 +10,9 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
+from app.client_socket import client_of
 from app.config import Config
 from app.errors import ApiError, ClientGone, ShuttingDown
-from app.eventloop import HangUpGuard, HangUpWatch
 from app.inflight import InFlight, overloaded
 from app.journal import Ending, RequestRecord
 from app.routes.body import read_body, skip_body
@@ -50,7 +50,6 @@ class Proxy:
     client_keys: ClientKeys
     attempts: Attempts
     in_flight: InFlight
-    hang_ups: HangUpWatch
     clock: Callable[[], float] = time.monotonic
 
     def blueprint(self) -> Blueprint:
@@ -90,13 +89,12 @@ class Proxy:
         route = select(field.model, self.store.allowlist, self.store.snapshot,
                        config.max_model_list_items)
         record.mode = route.mode
-        guard = self.hang_ups.guard(environ.get("gunicorn.socket"))
+        client_of(environ).watch()
         committed = None
         try:
             committed = self._attempt(environ, record, body, field, route)
-            return self._respond(environ, record, route, committed, guard)
+            return self._respond(environ, record, route, committed)
         except BaseException:
-            guard.release()
             if committed is not None:
                 committed.response.close()
             raise
@@ -140,7 +138,7 @@ class Proxy:
         return committed
 
     def _respond(self, environ: dict[str, Any], record: RequestRecord, route: Route,
-                 committed: Committed, guard: HangUpGuard) -> Response:
+                 committed: Committed) -> Response:
         upstream = committed.response
         record.selected = log_name(committed.model, self.store.allowlist)
         record.status, record.resent = upstream.status, upstream.resent
@@ -151,7 +149,7 @@ class Proxy:
         fields = client_headers(upstream.fields)
         if route.mode is not Mode.DIRECT:
             fields.append((SELECTED_MODEL, committed.model))
-        relay = Relay(committed, record, environ.get("gunicorn.socket"), on_close=guard.release,
+        relay = Relay(committed, record, client_of(environ),
                       delimited=environ["SERVER_PROTOCOL"] != "HTTP/1.0"
                       or any(name.lower() == "content-length" for name, _ in fields))
         return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,

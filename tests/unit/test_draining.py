@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from app.draining import Drain
+from app.draining import Address, Drain
 from app.errors import ApiError
 from app.inflight import InFlight
 
@@ -20,8 +20,8 @@ class Connection:
         self.served_by, self.idle_since = served_by, idle_since
         self.ended = ""
 
-    def hear_no_more(self):
-        self.ended = "no more heard"
+    def close_if_idle(self):
+        self.ended = "closed"
 
     def hang_up(self):
         self.ended = "hung up"
@@ -53,8 +53,8 @@ class Draining:
     def __init__(self, *connections, probes=(), grace_s=20.0):
         self.now, self.connections, self.probes = 100.0, set(connections), set(probes)
         self.service, self.probed, self.in_flight = Server(), Server(), Requests(9)
-        self.drain = Drain(self.in_flight, self.connections, self.probes, [self.service],
-                           [self.probed], grace_s, lambda: self.now)
+        self.drain = Drain(self.in_flight, Address(self.service, self.connections),
+                           Address(self.probed, self.probes), grace_s, lambda: self.now)
 
     def step_at(self, seconds):
         self.now = 100.0 + seconds
@@ -84,7 +84,7 @@ def test_the_probes_address_stays_until_all_else_is_over():
     assert not it.step_at(15) and not it.probed.closed and not idle.ended
     it.connections.remove(stream)
     assert not it.step_at(16) and it.probed.closed
-    assert (idle.ended, asking.ended) == ("no more heard", "")
+    assert (idle.ended, asking.ended) == ("closed", "")
     it.probes.clear()
     assert it.step_at(16)
 
@@ -96,9 +96,9 @@ def test_a_connection_idle_for_some_seconds_is_ended_and_no_other(grace_s, idle_
     serving, arriving = Connection(served_by=CHAT), Connection()
     it = Draining(idle, fresh, serving, arriving, grace_s=grace_s)
     it.step_at(0)
-    assert [c.ended for c in (idle, fresh, serving, arriving)] == ["no more heard", "", "", ""]
+    assert [c.ended for c in (idle, fresh, serving, arriving)] == ["closed", "", "", ""]
     it.step_at(idle_s - 0.05)
-    assert fresh.ended == "no more heard" and not serving.ended and not arriving.ended
+    assert fresh.ended == "closed" and not serving.ended and not arriving.ended
 
 
 @pytest.mark.parametrize("grace_s, cut_at", [(20.0, 17.0), (4.0, 2.0), (1.0, 0.5)])
