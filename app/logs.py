@@ -181,3 +181,36 @@ def places(error: BaseException) -> list[str]:
     """
     frames = traceback.extract_tb(error.__traceback__, limit=-_MOST_PLACES)
     return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+
+
+class StateChange:
+    """Logs when something starts to fail and when it works again, and nothing in between.
+
+    logger           of the module that watches
+    message          of both lines
+    working_message  of the line that says it works again, where it differs
+    fields           of both lines, beside `failing` and `why`
+
+    It starts as working: the first success is not logged.
+    """
+
+    def __init__(self, logger: logging.Logger, message: str, working_message: str = "",
+                 **fields: object) -> None:
+        self._logger = logger
+        self._messages = {True: message, False: working_message or message}
+        self._fields = fields
+        self._failing = False
+
+    def failing(self, why: str) -> None:
+        """Log a warning if it worked until now; `why` must be safe to log."""
+        self._change(True, logging.WARNING, why)
+
+    def working(self) -> None:
+        """Log at info level if it failed until now."""
+        self._change(False, logging.INFO, "")
+
+    def _change(self, failing: bool, level: int, why: str) -> None:
+        if failing is not self._failing:
+            self._failing = failing
+            self._logger.log(level, self._messages[failing],
+                             extra=self._fields | {"failing": failing, "why": why})

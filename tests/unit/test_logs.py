@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from app import logs
-from app.logs import LineHandler, write_waiting_lines
+from app.logs import LineHandler, StateChange, write_waiting_lines
 
 logger = logging.getLogger("app.test")
 
@@ -115,3 +115,16 @@ def test_what_waits_in_the_master_is_not_written_by_its_workers_too(output):
     logger.warning("the worker's")
     output.turn()
     assert b"".join(output.read()) == b"the worker's\n"
+
+
+@pytest.mark.parametrize("working_message", ["", "store is back"])
+def test_a_state_is_logged_when_it_changes_and_only_then(caplog, working_message):
+    """001-R6"""
+    caplog.set_level(logging.INFO)
+    state = StateChange(logger, "store", working_message, kind="read")
+    for succeeds in (True, False, False, True, True, False):
+        state.working() if succeeds else state.failing("TimeoutError")
+    works = ("INFO", working_message or "store", "read", False, "")
+    fails = ("WARNING", "store", "read", True, "TimeoutError")
+    assert [(line.levelname, line.message, line.kind, line.failing, line.why)
+            for line in caplog.records] == [fails, works, fails]
