@@ -84,7 +84,7 @@ def on_starting(server):
     """Say once, in the master, what the service runs with."""
     server.log.info("configuration", extra={"environment": settings.effective()})
     asked = settings.max_inflight_requests
-    taken = asked.of(settings.worker_connections)
+    taken = asked.resolve(settings.worker_connections)
     if taken < asked.number:
         server.log.warning("MAX_INFLIGHT_REQUESTS is more than WORKER_CONNECTIONS allows",
                            extra={"asked": asked.number, "taken": taken})

@@ -85,7 +85,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
-    in_flight = InFlight(config.max_inflight_requests.of(config.worker_connections))
+    in_flight = InFlight(config.max_inflight_requests.resolve(config.worker_connections))
     proxy = Proxy(config, store, sticky, _client_keys(config), attempts, in_flight, clock)
 
     app = Application(in_flight, config.client_write_timeout_ms / 1000)

@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 
-from app.config import TrustedPeers, _trusted_peers
+from app.config_parsers import TrustedPeers, trusted_peers
 from app.routing.client_key import ClientKeys
 
-TRUSTING = ClientKeys("secret", _trusted_peers("127.0.0.0/8, ::1/128 unix"))
+TRUSTING = ClientKeys("secret", trusted_peers("127.0.0.0/8, ::1/128 unix"))
 WARY = ClientKeys("secret", None)
 
 

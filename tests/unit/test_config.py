@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from app.config import Config, ConfigError, TrustedPeers, load_config
+from app.config import Config, ConfigError, load_config
+from app.config_parsers import TrustedPeers
 
 NAMES = [field.metadata["name"] for field in dataclasses.fields(Config)]
 
@@ -21,6 +22,20 @@ def environment(monkeypatch):
             monkeypatch.setenv(name, value)
         return load_config()
     return given
+
+
+def refused(environment):
+    """Return the names that the error of a bad environment begins its lines with."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(environment)
+    return [line.partition(":")[0] for line in str(caught.value).splitlines()]
+
+
+def test_no_bad_variable_hides_another():
+    """001-R3: neither a byte that is no UTF-8, nor a check of two variables together."""
+    assert refused({"MODELS_URL": "http://\udcff", "MAX_ATTEMPTS": "x"}) == [
+        "MODELS_URL", "MAX_ATTEMPTS"]
+    assert refused({"LISTEN_ADDR": "x", "HEALTH_LISTEN_ADDR": "127.0.0.1:1"}) == ["LISTEN_ADDR"]
 
 
 def test_the_defaults_are_a_working_configuration(environment):
@@ -137,9 +152,9 @@ def test_the_limit_of_requests_is_a_number_or_a_share(monkeypatch, given, limit)
     """007-R1"""
     monkeypatch.setenv("MAX_INFLIGHT_REQUESTS", given)
     config = load_config()
-    assert config.max_inflight_requests.of(config.worker_connections) == limit
+    assert config.max_inflight_requests.resolve(config.worker_connections) == limit
     assert config.effective()["MAX_INFLIGHT_REQUESTS"] == given
-    assert config.max_inflight_requests.of(1) >= 1
+    assert config.max_inflight_requests.resolve(1) >= 1
 
 
 @pytest.mark.parametrize("given", ["0", "0%", "101%", "%", "90 %", "-1", "", "many"])
