@@ -12,9 +12,11 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from app import config_parsers as parse
 from app.config_parsers import BadValue, Limit, TrustedPeers
+from app.proxies import goes_direct
 
 # gunicorn.conf.py sets these for its workers; an operator sets neither.
 RUNTIME_DIRECTORY = "CHUTES_ROUTER_RUNTIME_DIRECTORY"
@@ -26,12 +28,13 @@ class ConfigError(Exception):
 
 
 def _option(name: str, parser: Callable[[str], Any], default: str, says: str,
-            secret: bool = False) -> Any:
-    return dataclasses.field(repr=not secret, metadata={
-        "name": name, "parse": parser, "default": default, "says": says, "secret": secret})
+            secret: bool = False, lower_too: bool = False) -> Any:
+    return dataclasses.field(metadata={
+        "name": name, "parse": parser, "default": default, "says": says, "secret": secret,
+        "lower_too": lower_too})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Config:
     """What the service was told by its environment; durations keep the unit of their name."""
 
@@ -122,10 +125,17 @@ class Config:
         "a client that takes no byte for this long is dropped, ms")
     https_proxy: str = _option(
         "HTTPS_PROXY", parse.optional(parse.proxy), "",
-        "proxy for calls to https URLs; read once, at start")
+        "http or https proxy for calls to https URLs; read once, at start", lower_too=True)
+    http_proxy: str = _option(
+        "HTTP_PROXY", parse.optional(parse.proxy), "",
+        "the same for calls to http URLs", lower_too=True)
+    all_proxy: str = _option(
+        "ALL_PROXY", parse.optional(parse.proxy), "",
+        "the same where the scheme's own variable is empty", lower_too=True)
     no_proxy: str = _option(
         "NO_PROXY", str, "",
-        "hosts that are called without the proxy; read once, at start")
+        "called without a proxy: hosts, domains, addresses and CIDRs between commas, or *",
+        lower_too=True)
     ca_bundle: str = _option(
         "REQUESTS_CA_BUNDLE", parse.optional(parse.ca_bundle), "",
         "CA certificates trusted for calls to https URLs; read once, at start")
@@ -147,6 +157,13 @@ class Config:
         """Where connections are taken: the service's address, then the probes' if there is one."""
         return [self.listen_addr, *[self.health_listen_addr] * bool(self.health_listen_addr)]
 
+    def proxy_for(self, url: str) -> str:
+        """Return the URL of the proxy that a call to `url` goes through; empty for none."""
+        if goes_direct(url, self.no_proxy):
+            return ""
+        is_https = urlsplit(url).scheme == "https"
+        return (self.https_proxy if is_https else self.http_proxy) or self.all_proxy
+
     def effective(self) -> dict[str, str]:
         """Return every variable's name and value as text, secrets starred."""
         shown = {}
@@ -157,11 +174,15 @@ class Config:
             shown[field.metadata["name"]] = "****" if text and secret else text
         return shown
 
+    def __repr__(self) -> str:
+        return f"Config({self.effective()})"
+
 
 def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     """Read and check the environment.
 
-    environ  variables by name; those that are not declared in Config are ignored
+    environ  variables by name; those that are not declared in Config are ignored. A proxy
+             variable may be in lower case, which wins over upper case, as in requests and curl.
     Returns  Config
     Raises   ConfigError naming every bad variable: name, value got, what was expected
     Cost     looks at the files and directories that are named
@@ -173,8 +194,8 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     expected: dict[str, str] = {}
     for name, option in options.items():
         try:
-            text = parse.utf8(environ.get(option["name"], option["default"]))
-            values[name] = option["parse"](text)
+            text = environ.get(_spelling(option, environ), option["default"])
+            values[name] = option["parse"](parse.utf8(text))
         except BadValue as error:
             expected[name] = str(error)
     if values.get("sticky_url") and values.get("sticky_hash_secret") == "":
@@ -184,15 +205,22 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
         expected["health_listen_addr"] = "another address than LISTEN_ADDR"
     if expected:
         raise ConfigError("\n".join(
-            f"{options[name]['name']}: got {_shown(options[name], environ)}, expected {what}."
-            for name, what in expected.items()))
+            _sentence(options[name], environ, what) for name, what in expected.items()))
     return Config(**values)
 
 
-def _shown(option: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    text = environ.get(option["name"], "")
+def _spelling(option: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Return the name under which a variable is read."""
+    lower: str = option["name"].lower()
+    return lower if option["lower_too"] and lower in environ else option["name"]
+
+
+def _sentence(option: Mapping[str, Any], environ: Mapping[str, str], expected: str) -> str:
+    name = _spelling(option, environ)
+    got = environ.get(name, "")
     # What stands before an @ in an address may be a password.
-    return "'****'" if text and ("@" in text or option["secret"]) else repr(text)
+    shown = "'****'" if got and ("@" in got or option["secret"]) else repr(got)
+    return f"{name}: got {shown}, expected {expected}."
 
 
 def runtime_directory() -> pathlib.Path | None:

@@ -178,10 +178,11 @@ def base_url(text: str) -> str:
 
 
 def proxy(text: str) -> str:
-    """Check a proxy's URL; its scheme may be missing."""
-    if _http_url(text if "://" in text else f"http://{text}") is None:
-        raise BadValue("an http or https URL")
-    return text
+    """Check a proxy's URL, and put http:// before it if it has no scheme."""
+    with_scheme = text if "://" in text else f"http://{text}"
+    if _http_url(with_scheme) is None:
+        raise BadValue("an http or https URL; SOCKS proxies are not supported")
+    return with_scheme
 
 
 def redis_url(text: str) -> str:

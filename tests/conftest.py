@@ -6,4 +6,5 @@ import os
 from app.config import Config
 
 for field in dataclasses.fields(Config):
-    os.environ.pop(field.metadata["name"], None)
+    for name in (field.metadata["name"], field.metadata["name"].lower()):
+        os.environ.pop(name, None)

@@ -15,7 +15,8 @@ NAMES = [field.metadata["name"] for field in dataclasses.fields(Config)]
 def environment(monkeypatch):
     """Return a function that sets variables on top of an environment without any of ours."""
     for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
+        for spelling in (name, name.lower()):
+            monkeypatch.delenv(spelling, raising=False)
 
     def given(**variables):
         for name, value in variables.items():
@@ -66,7 +67,8 @@ def test_every_spelling_of_yes_and_no(environment, text, value):
     ("BACKEND_BASE_URL", "http://x:port"), ("BACKEND_BASE_URL", "http://x?a=b"),
     ("BACKEND_BASE_URL", "http://x/ y"), ("MODELS_URL", "file:///etc/passwd"),
     ("BACKEND_BASE_URL", "http://x?"), ("BACKEND_BASE_URL", "http://x/#"),
-    ("HTTPS_PROXY", "socks5://x:1"), ("HTTPS_PROXY", "http://x:port"),
+    *((name, value) for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "http_proxy")
+      for value in ("socks5://x:1", "http://x:port", "http://", "x y", "ftp://x")),
     ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("REQUESTS_CA_BUNDLE", "/etc/passwd"),
     ("LISTEN_ADDR", "[:::::]:80"), ("LISTEN_ADDR", "unix:/nowhere/router.sock"),
     ("LISTEN_ADDR", "unix:/" + "x" * 107), ("WORKER_CONNECTIONS", "100001"),
@@ -134,10 +136,30 @@ def test_a_shared_store_needs_a_secret_that_its_replicas_share(environment):
             environment(STICKY_URL=url, STICKY_HASH_SECRET="s")
 
 
+@pytest.mark.parametrize("variables, of_https, of_http", [
+    ({}, "", ""), ({"HTTPS_PROXY": "http://a:1"}, "http://a:1", ""),
+    ({"HTTP_PROXY": "b:1", "ALL_PROXY": "https://c"}, "https://c", "http://b:1"),
+    ({"HTTPS_PROXY": "http://a", "https_proxy": "http://b"}, "http://b", ""),
+    ({"HTTPS_PROXY": "http://a", "https_proxy": "", "all_proxy": "http://c"}, *["http://c"] * 2),
+    ({"ALL_PROXY": "http://a", "no_proxy": "other.test,.test"}, "", ""),
+    ({"ALL_PROXY": "http://a", "NO_PROXY": "x.test", "no_proxy": ""}, *["http://a"] * 2)])
+def test_the_proxy_of_a_url(variables, of_https, of_http):
+    """001-R2: the lower-case spelling wins, also where it is empty."""
+    config = load_config(variables)
+    assert [config.proxy_for(f"{scheme}://x.test/v1") for scheme in ("https", "http")] == [
+        of_https, of_http]
+
+
+def test_a_bad_proxy_is_refused_by_the_name_it_was_given_with():
+    """001-R4"""
+    assert refused({"https_proxy": "socks5://x", "HTTPS_PROXY": "http://x"}) == ["https_proxy"]
+
+
 def test_a_proxys_password_is_starred(environment):
     """001-R7"""
-    config = environment(HTTPS_PROXY="http://user:hunter2@proxy.test:3128")
-    assert config.effective()["HTTPS_PROXY"] == "****"
+    for name in ("HTTPS_PROXY", "http_proxy", "ALL_PROXY"):
+        config = environment(**{name: "http://user:hunter2@proxy.test:3128"})
+        assert config.effective()[name.upper()] == "****" and "hunter2" not in repr(config)
     assert environment(MODELS_URL="http://x/?key=5").effective()["MODELS_URL"] == "****"
 
 
