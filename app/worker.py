@@ -30,7 +30,8 @@ from app.client_socket import ClientSocket, HangUpWatch
 from app.draining import Address, Drain
 from app.errors import ApiError, ClientGone, IdleTooLong, ShuttingDown, StreamCut
 from app.eventloop import after_this_turn, report_uncaught, serve, sleep
-from app.logs import places, write_lines_later, write_waiting_lines
+from app.log_writer import write_lines_later, write_waiting_lines
+from app.logs import places
 from app.routing.headers import sane_request_id
 
 logger = logging.getLogger(__name__)

@@ -5,14 +5,14 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A layer may import itself where it is a package, and those before it.
-LAYERS = [[*"errors config config_parsers proxies logs metric_files metrics runtime".split(),
-           *"journal eventloop client_socket inflight draining".split()],
+LAYERS = [[*"errors config config_parsers proxies logs log_writer metric_files metrics".split(),
+           *"runtime journal eventloop client_socket inflight draining".split()],
           ["routing"], ["sticky"], ["upstream"], ["control"], ["routes"], ["factory"],
           ["wsgi", "worker"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What the modules of the first layer may import of each other.
 BASE = {"errors": set(), "config": {"config_parsers", "proxies"}, "config_parsers": set(),
-        "proxies": set(), "logs": set(),
+        "proxies": set(), "logs": {"log_writer"}, "log_writer": set(),
         "runtime": set(),
         "metric_files": set(), "metrics": {"config", "eventloop", "metric_files"},
         "journal": {"metrics"}, "eventloop": set(), "client_socket": {"errors", "eventloop"},
