@@ -29,8 +29,8 @@ from app.routes.proxy import Proxy
 from app.routing.client_key import ClientKeys
 from app.routing.outcomes import Outcome
 from app.routing.snapshot import SnapshotStore
-from app.sticky.distributed import DistributedStickyStore
-from app.sticky.embedded import EmbeddedStickyStore
+from app.sticky.redis import RedisStickyStore
+from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import NoStickiness, StickyStore
 from app.upstream.failover import Attempts, Sender
 from app.upstream.transport import Transport, feed_fetcher
@@ -110,10 +110,10 @@ def _sticky_store(config: Config, clock: Callable[[], float],
     if not config.sticky_ttl_secs or not config.sticky_max_entries:
         return NoStickiness()
     place = shared / "sticky.sqlite" if shared else pathlib.Path(":memory:")
-    embedded = EmbeddedStickyStore(place, config.sticky_ttl_secs, config.sticky_max_entries, clock)
+    embedded = SqliteStickyStore(place, config.sticky_ttl_secs, config.sticky_max_entries, clock)
     if not config.sticky_url:
         return embedded
-    return DistributedStickyStore(config.sticky_url, config.sticky_ttl_secs, embedded, clock)
+    return RedisStickyStore(config.sticky_url, config.sticky_ttl_secs, embedded, clock)
 
 
 def _client_keys(config: Config) -> ClientKeys:

@@ -66,8 +66,8 @@ def test_each_library_has_its_door():
     assert importers("gevent") == {"app/eventloop.py", "app/client_socket.py"}
     assert importers("gunicorn") == {"app/worker.py"}
     assert importers("prometheus_client") == {"app/metrics.py", "app/metric_files.py"}
-    assert importers("redis") == {"app/sticky/distributed.py"}
-    assert importers("sqlite3") == {"app/sticky/embedded.py"}
+    assert importers("redis") == {"app/sticky/redis.py"}
+    assert importers("sqlite3") == {"app/sticky/sqlite.py"}
     assert importers("marshmallow") == {"app/control/schemas.py"}
 
 

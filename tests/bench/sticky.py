@@ -13,8 +13,8 @@ import statistics
 import tempfile
 import time
 
-from app.sticky.distributed import DistributedStickyStore
-from app.sticky.embedded import EmbeddedStickyStore
+from app.sticky.redis import RedisStickyStore
+from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import StickyChoice
 from tests.bench.refresh import SHARED_MEMORY
 from tests.bench.report import Chart, Findings, Table, Target
@@ -54,9 +54,9 @@ def stores():
     filled = {}
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder, RedisServer() as server:
         for database, size in enumerate(SIZES):
-            embedded = EmbeddedStickyStore(pathlib.Path(folder, f"{size}.sqlite"), TTL_S,
-                                           2 * SIZES[-1], time.monotonic)
-            distributed = DistributedStickyStore(
+            embedded = SqliteStickyStore(pathlib.Path(folder, f"{size}.sqlite"), TTL_S,
+                                         2 * SIZES[-1], time.monotonic)
+            distributed = RedisStickyStore(
                 server.url.removesuffix("0") + str(database), TTL_S, embedded, time.monotonic)
             distributed.put(key(0), MODELS[0], StickyChoice())
             clients = [key(number) for number in range(size)]

@@ -11,7 +11,7 @@ import re
 import time
 
 from app.routing.client_key import ClientKeys
-from app.sticky.embedded import EmbeddedStickyStore
+from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import StickyChoice
 from tests.bench.processes import router, upstream
 from tests.bench.report import Chart, Findings, Table, Target
@@ -40,8 +40,8 @@ def fill_embedded(server, clients, model):
     """Put a choice for each client into a running router's own store."""
     held = pathlib.Path(f"/proc/{server.process.pid}/fd")
     [lock] = [path for path in map(os.readlink, held.iterdir()) if path.endswith("/lock")]
-    store = EmbeddedStickyStore(pathlib.Path(lock).with_name("sticky.sqlite"), TTL_S,
-                                2 * SIZES[-1], time.monotonic)
+    store = SqliteStickyStore(pathlib.Path(lock).with_name("sticky.sqlite"), TTL_S,
+                              2 * SIZES[-1], time.monotonic)
     for client in clients:
         store.put(client, model, StickyChoice())
     assert len(store) >= len(clients)

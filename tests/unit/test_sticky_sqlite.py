@@ -1,4 +1,4 @@
-"""The embedded sticky store against a plain model of it, and in trouble."""
+"""The SQLite sticky store against a plain model of it, and in trouble."""
 
 import logging
 import multiprocessing
@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from app.sticky.embedded import EmbeddedStickyStore
+from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import NoStickiness, StickyChoice
 
 TTL_S, BOUND = 10.0, 3
@@ -25,7 +25,7 @@ class StickyTable(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now = 0.0
-        self.store = EmbeddedStickyStore(MEMORY, TTL_S, BOUND, lambda: self.now)
+        self.store = SqliteStickyStore(MEMORY, TTL_S, BOUND, lambda: self.now)
         self.model = {}  # client -> (model, last use), least recently used first
 
     @rule(client=CLIENTS, model=MODELS)
@@ -69,7 +69,7 @@ TestStickyTable = StickyTable.TestCase
 def test_an_entry_lives_from_its_last_use():
     """005-R6"""
     now = [0.0]
-    store = EmbeddedStickyStore(MEMORY, 10.0, 5, lambda: now[0])
+    store = SqliteStickyStore(MEMORY, 10.0, 5, lambda: now[0])
     store.put("client", "m", NOTHING)
     now[0] = 9.0
     store.put("client", "m", NOTHING)
@@ -91,7 +91,7 @@ def test_switched_off_it_keeps_nothing():
 def test_what_the_same_age_says_is_not_written_again(tmp_path):
     """005-R8"""
     now = [0.0]
-    store = EmbeddedStickyStore(tmp_path / "s", 1000.0, 5, lambda: now[0])
+    store = SqliteStickyStore(tmp_path / "s", 1000.0, 5, lambda: now[0])
     store.put("client", "m", NOTHING)
     changes = store._connection.total_changes
     now[0] = 0.5
@@ -104,7 +104,7 @@ def test_what_the_same_age_says_is_not_written_again(tmp_path):
 
 
 def write_many(path, number):
-    store = EmbeddedStickyStore(path, 60.0, 50, iter(range(10**6)).__next__)
+    store = SqliteStickyStore(path, 60.0, 50, iter(range(10**6)).__next__)
     for n in range(500):
         store.put(f"client {number} {n % 60}", "m", NOTHING)
         store.get(f"client {1 - number} {n % 60}")
@@ -148,7 +148,7 @@ def test_a_store_that_cannot_be_opened_costs_stickiness_and_nothing_else(
     """005-R7"""
     trouble(tmp_path / "s")
     with caplog.at_level(logging.INFO):
-        store = EmbeddedStickyStore(tmp_path / "s", 60.0, 5, lambda: 0.0)
+        store = SqliteStickyStore(tmp_path / "s", 60.0, 5, lambda: 0.0)
         store.put("client", "m", NOTHING)
         assert store.get("client").model is None
         store.discard("client", StickyChoice("m"))
@@ -158,7 +158,7 @@ def test_a_store_that_cannot_be_opened_costs_stickiness_and_nothing_else(
 
 def test_a_locked_store_is_not_waited_for_and_recovers(tmp_path, caplog):
     """005-R7"""
-    store = EmbeddedStickyStore(tmp_path / "s", 60.0, 5, lambda: 1.0)
+    store = SqliteStickyStore(tmp_path / "s", 60.0, 5, lambda: 1.0)
     holder = sqlite3.connect(tmp_path / "s", isolation_level=None)
     with caplog.at_level(logging.INFO):
         holder.execute("BEGIN EXCLUSIVE")
@@ -174,7 +174,7 @@ def test_a_locked_store_is_not_waited_for_and_recovers(tmp_path, caplog):
 
 def test_a_disk_that_is_full_costs_stickiness_and_nothing_else(tmp_path, caplog):
     """005-R7"""
-    store = EmbeddedStickyStore(tmp_path / "s", 60.0, 10**6, lambda: 1.0)
+    store = SqliteStickyStore(tmp_path / "s", 60.0, 10**6, lambda: 1.0)
     store._connection.execute("PRAGMA max_page_count = 20")
     with caplog.at_level(logging.INFO):
         for number in range(3000):
@@ -188,7 +188,7 @@ def test_a_store_that_could_not_be_opened_is_tried_again(tmp_path):
     """005-R7"""
     now = [0.0]
     foreign(tmp_path / "s")
-    store = EmbeddedStickyStore(tmp_path / "s", 60.0, 5, lambda: now[0])
+    store = SqliteStickyStore(tmp_path / "s", 60.0, 5, lambda: now[0])
     (tmp_path / "s").unlink()
     store.put("client", "m", NOTHING)
     assert store.get("client").model is None
@@ -200,7 +200,7 @@ def test_a_store_that_could_not_be_opened_is_tried_again(tmp_path):
 
 def test_on_a_full_disk_reads_that_work_do_not_say_that_all_is_well(tmp_path, caplog):
     """005-R7"""
-    store = EmbeddedStickyStore(tmp_path / "s", 60.0, 10**6, lambda: 1.0)
+    store = SqliteStickyStore(tmp_path / "s", 60.0, 10**6, lambda: 1.0)
     store._connection.execute("PRAGMA query_only = 1")
     with caplog.at_level(logging.INFO):
         for _ in range(5):
@@ -211,7 +211,7 @@ def test_on_a_full_disk_reads_that_work_do_not_say_that_all_is_well(tmp_path, ca
 
 def test_a_choice_discarded_by_another_request_is_kept_again_by_a_success(tmp_path):
     """005-R4, 005-R5: however fresh it was when it was looked up."""
-    store = EmbeddedStickyStore(tmp_path / "sticky.sqlite", 60, 10, lambda: 1000.0)
+    store = SqliteStickyStore(tmp_path / "sticky.sqlite", 60, 10, lambda: 1000.0)
     store.put("key", "a", store.get("key"))
     choice = store.get("key")
     store.discard("key", store.get("key"))

@@ -55,7 +55,7 @@ WHERE model <> excluded.model OR used_at < excluded.used_at - ?
 _DISCARD = "DELETE FROM sticky WHERE client = ? AND model = ?"
 
 
-class EmbeddedStickyStore:
+class SqliteStickyStore:
     """A bounded table in least-recently-used order, in a file.
 
     path         of the database; made if it is not there

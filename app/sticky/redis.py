@@ -40,7 +40,7 @@ class _TooLate(Exception):
     """A call did not return in time."""
 
 
-class DistributedStickyStore:
+class RedisStickyStore:
     """Entries in Redis, with another store for when it cannot be asked.
 
     url       redis://, rediss:// or unix://

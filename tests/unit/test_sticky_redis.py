@@ -1,4 +1,4 @@
-"""The distributed sticky store's own decisions, with a stand-in for the client library."""
+"""The Redis sticky store's own decisions, with a stand-in for the client library."""
 
 import logging
 import pathlib
@@ -6,8 +6,8 @@ import pathlib
 import pytest
 import redis
 
-from app.sticky.distributed import DEADLINE_S, DistributedStickyStore
-from app.sticky.embedded import EmbeddedStickyStore
+from app.sticky.redis import DEADLINE_S, RedisStickyStore
+from app.sticky.sqlite import SqliteStickyStore
 
 
 class Library:
@@ -46,8 +46,8 @@ def store_for(library):
     stores = []
 
     def build():
-        embedded = EmbeddedStickyStore(pathlib.Path(":memory:"), 60, 10, lambda: library.now)
-        store = DistributedStickyStore("redis://h", 60, embedded, lambda: library.now)
+        embedded = SqliteStickyStore(pathlib.Path(":memory:"), 60, 10, lambda: library.now)
+        store = RedisStickyStore("redis://h", 60, embedded, lambda: library.now)
         store._redis, store._discard = library, library.discard
         stores.append(embedded)
         return store
