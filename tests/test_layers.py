@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A layer may import itself where it is a package, and those before it.
 LAYERS = [[*"errors config config_parsers proxies logs log_writer metric_files metrics".split(),
            *"runtime journal eventloop client_socket inflight draining".split()],
-          ["routing"], ["sticky"], ["upstream"], ["control"], ["routes"], ["factory"],
+          ["shared"], ["routing"], ["sticky"], ["upstream"], ["control"], ["routes"], ["factory"],
           ["wsgi", "worker"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What the modules of the first layer may import of each other.
@@ -67,7 +67,7 @@ def test_each_library_has_its_door():
     assert importers("gunicorn") == {"app/worker.py"}
     assert importers("prometheus_client") == {"app/metrics.py", "app/metric_files.py"}
     assert importers("redis") == {"app/sticky/redis.py"}
-    assert importers("sqlite3") == {"app/sticky/sqlite.py"}
+    assert importers("sqlite3") == {"app/shared/sqlite.py"}
     assert importers("marshmallow") == {"app/control/schemas.py"}
 
 

@@ -1,0 +1,1 @@
+"""Small state that the processes of one router share."""
