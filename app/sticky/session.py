@@ -1,0 +1,74 @@
+"""Stickiness in one request: the client's choice, and what each attempt does to it.
+
+Source: specs/005 R3-R5.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+from app.routing.client_key import ClientKeys
+from app.sticky.store import StickyChoice, StickyStore
+
+
+class EndedAttempt(Protocol):
+    """What is read of an attempt: the model, why it may be followed by another, the status."""
+
+    @property
+    def model(self) -> str:
+        """Return the candidate's model id."""
+
+    @property
+    def failure(self) -> str | None:
+        """Return the retryable failure, or None."""
+
+    @property
+    def status(self) -> int | None:
+        """Return the status of the upstream's answer; None without one."""
+
+
+@dataclasses.dataclass
+class ClientStickiness:
+    """One client in one request; told of each attempt as it ends.
+
+    store       keeps the choice
+    client_key  of the client
+    choice      what the store said of the client before the first attempt
+    moved       whether a failure of the chosen model moved the client off it
+    """
+
+    store: StickyStore
+    client_key: str
+    choice: StickyChoice
+    moved: bool = False
+
+    def attempted(self, attempt: EndedAttempt) -> None:
+        """Forget the chosen model if it failed; keep a model that answered with a 2xx.
+
+        Cost  one call of the store, or none; may switch greenlets
+
+        Source: specs/005 R4, R5.
+        """
+        if attempt.failure is not None:
+            if attempt.model == self.choice.model:
+                self.moved = True
+                self.store.discard(self.client_key, self.choice)
+        elif attempt.status is not None and 200 <= attempt.status < 300:
+            self.store.put(self.client_key, attempt.model, self.choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stickiness:
+    """Looks up the clients of requests."""
+
+    store: StickyStore
+    client_keys: ClientKeys
+
+    def for_client(self, environ: Mapping[str, str]) -> ClientStickiness:
+        """Return the stickiness of one request.
+
+        environ  of the request; see ClientKeys.derive
+        Cost     one call of the store; may switch greenlets
+        """
+        client_key = self.client_keys.derive(environ)
+        return ClientStickiness(self.store, client_key, self.store.get(client_key))
