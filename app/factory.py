@@ -15,11 +15,10 @@ from flask import Flask
 
 from app import metrics
 from app.config import Config, runtime_directory
-from app.control.feeds import LOOKS, Feed
+from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
-from app.eventloop import pause
 from app.inflight import InFlight
 from app.journal import CAUSES
 from app.routes.application import Application
@@ -92,9 +91,9 @@ def create_app(config: Config, *, send: Sender | None = None,
     app.register_blueprint(proxy.blueprint())
     app.register_blueprint(Health(config, store, in_flight).blueprint())
     app.register_blueprint(metrics_blueprint())
-    jobs = [*_refreshing(config, feeds),
-            PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_S)]
-    app.extensions["router"] = Router(store, tuple(feeds), tuple(jobs), in_flight)
+    jobs = (*(feed.job() for feed in feeds),
+            PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_S))
+    app.extensions["router"] = Router(store, feeds, jobs, in_flight)
     return app
 
 
@@ -122,35 +121,37 @@ def _client_keys(config: Config) -> ClientKeys:
 
 
 def _feeds(config: Config, store: SnapshotStore, clock: Callable[[], float],
-           shared: pathlib.Path | None) -> list[Feed[Any]]:
-    directory = pathlib.Path(config.state_dir) if config.state_dir else shared
-    urls = {"models": config.models_url, "utilization": config.utilization_url}
-
-    def fetcher(url: str) -> Callable[[], bytes]:
-        return feed_fetcher(url, timeout_s=config.control_plane_timeout_ms / 1000,
-                            max_bytes=_LARGEST_FEED_BYTES)
-
-    def saved(name: str) -> SavedFeed | None:
-        if directory is None:
-            return None
-        most = _LARGEST_FEED_BYTES if config.state_dir else _LARGEST_IN_MEMORY_BYTES
-        return SavedFeed(directory / f"{name}.feed", name, urls[name], most, time.time)
-
-    def shown(take: Callable[[Any, float], None]) -> Callable[[Any, float], None]:
-        def take_and_show(content: Any, age_s: float) -> None:
-            take(content, age_s)
-            _show(store)
-        return take_and_show
-
+           shared: pathlib.Path | None) -> tuple[Feed[Any], ...]:
     _show(store)
-    return [
-        Feed("models", fetcher(config.models_url),
-             functools.partial(parse_models, pause=pause), shown(store.replace_allowlist),
-             config.models_refresh_ms / 1000, saved("models"), clock),
-        Feed("utilization", fetcher(config.utilization_url),
-             functools.partial(parse_utilization, pause=pause), shown(store.replace_rows),
-             config.utilization_refresh_ms / 1000, saved("utilization"), clock),
-    ]
+    sources: tuple[FeedSource[Any], ...] = (
+        FeedSource("models", config.models_url, config.models_refresh_ms / 1000, parse_models,
+                   functools.partial(_take, store, store.replace_allowlist)),
+        FeedSource("utilization", config.utilization_url, config.utilization_refresh_ms / 1000,
+                   parse_utilization, functools.partial(_take, store, store.replace_rows)),
+    )
+    timeout_s = config.control_plane_timeout_ms / 1000
+    return tuple(
+        Feed(source,
+             feed_fetcher(source.url, timeout_s=timeout_s, max_bytes=_LARGEST_FEED_BYTES),
+             _saved_feed(config, source, shared), clock)
+        for source in sources)
+
+
+def _saved_feed(config: Config, source: FeedSource[Any],
+                shared: pathlib.Path | None) -> SavedFeed | None:
+    if config.state_dir:
+        directory, max_bytes = pathlib.Path(config.state_dir), _LARGEST_FEED_BYTES
+    elif shared:
+        directory, max_bytes = shared, _LARGEST_IN_MEMORY_BYTES
+    else:
+        return None
+    return SavedFeed(directory, source.name, source.url, max_bytes)
+
+
+def _take(store: SnapshotStore, replace: Callable[[Any, float], None], content: Any,
+          age_s: float) -> None:
+    replace(content, age_s)
+    _show(store)
 
 
 def _show(store: SnapshotStore) -> None:
@@ -158,9 +159,3 @@ def _show(store: SnapshotStore) -> None:
     metrics.show_picture(
         len(snapshot.candidates) if snapshot else 0, snapshot.taken_at if snapshot else None,
         len(allowlist.ids) if allowlist else 0, allowlist.taken_at if allowlist else None)
-
-
-def _refreshing(config: Config, feeds: list[Feed[Any]]) -> list[PeriodicJob]:
-    intervals_ms = (config.models_refresh_ms, config.utilization_refresh_ms)
-    return [PeriodicJob(feed.name, feed.refresh, interval_ms / 1000 / LOOKS)
-            for feed, interval_ms in zip(feeds, intervals_ms, strict=True)]

@@ -1,8 +1,8 @@
-"""A feed's last good document in a file: shared by the workers, and kept over a restart.
+"""A feed's last good document in a file, which workers share and a restart keeps.
 
-The file is one line of JSON about the document, then the document as it was fetched. It is
-replaced whole, so that a reader sees the old one or the new one, and a file that is not what it
-says it is (cut off, foreign, of another feed) is as good as none.
+The file holds one header line of JSON, then the document as it was fetched. A rename replaces the
+file, so a reader sees the old document or the new one. The header names the feed, the URL and a
+checksum. A file that does not match its header is ignored.
 
 Source: specs/003 R11, R12.
 """
@@ -16,51 +16,50 @@ import math
 import os
 import pathlib
 import stat
+import time
 import zlib
 from collections.abc import Callable
+
+from app.logs import StateChange
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = "chutes-router feed 1"
-_LONGEST_HEAD = 1024
+_MAX_HEADER_BYTES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A document and when it was fetched, in seconds since the epoch."""
+    """A document, and how long ago it was fetched, in seconds."""
 
     document: bytes
-    fetched_at: float
+    age_s: float
 
 
 class SavedFeed:
     """The file of one feed.
 
-    path        of the file; its directory exists
+    directory   where the file is; it exists
     name        of the feed
-    url         where it is fetched: a document of another backend is none of ours
-    most_bytes  a larger document is not written
-    wall_clock  returns seconds since the epoch: the only clock that outlives a restart
+    url         of the feed; a document fetched from another URL is ignored
+    max_bytes   a larger document is not written
+    wall_clock  returns seconds since the epoch; only the wall clock outlives a restart
     """
 
-    def __init__(self, path: pathlib.Path, name: str, url: str, most_bytes: int,
-                 wall_clock: Callable[[], float]) -> None:
-        self._path = path
+    def __init__(self, directory: pathlib.Path, name: str, url: str, max_bytes: int,
+                 wall_clock: Callable[[], float] = time.time) -> None:
+        self._path = directory / f"{name}.feed"
         self._name = name
         self._source = hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._wall_clock = wall_clock
         self._seen: tuple[int, int] | None = None
-        self._failing = False
-
-    def age_s(self, saved: Saved) -> float:
-        """Return how old a document is; one from the future counts as new."""
-        return max(0.0, self._wall_clock() - saved.fetched_at)
+        self._writing = StateChange(logger, "saving feed", feed=name)
 
     def read_new(self) -> Saved | None:
         """Return the document if the file has changed since the last call, else None.
 
-        Cost: a system call, or reading the file; no switch.
+        Cost: one stat(), and reading a changed file; no switch.
         """
         try:
             status = self._path.stat()
@@ -68,7 +67,7 @@ class SavedFeed:
             if identity == self._seen or not stat.S_ISREG(status.st_mode):
                 return None
             self._seen = identity
-            if status.st_size > self._most_bytes + _LONGEST_HEAD:
+            if status.st_size > self._max_bytes + _MAX_HEADER_BYTES:
                 raise ValueError("too large")
             return self._parse(self._path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
@@ -80,41 +79,37 @@ class SavedFeed:
             return None
 
     def _parse(self, data: bytes) -> Saved:
-        head, _, document = data.partition(b"\n")
-        about = json.loads(head[:_LONGEST_HEAD])
-        fetched_at = float(about.pop("fetched_at"))
-        if about != self._about(document) or not math.isfinite(fetched_at):
-            raise ValueError("not what it says it is")
-        return Saved(document, fetched_at)
+        line, _, document = data.partition(b"\n")
+        header = json.loads(line[:_MAX_HEADER_BYTES])
+        fetched_at = header["fetched_at"]
+        if header != self._header(document, fetched_at) or not math.isfinite(fetched_at):
+            raise ValueError("the header does not match")
+        # The wall clock may have been set back: a document from the future counts as new.
+        return Saved(document, max(0.0, self._wall_clock() - fetched_at))
 
-    def _about(self, document: bytes) -> dict[str, object]:
+    def _header(self, document: bytes, fetched_at: float) -> dict[str, object]:
         return {"format": _FORMAT, "feed": self._name, "source": self._source,
-                "bytes": len(document), "crc32": zlib.crc32(document)}
+                "bytes": len(document), "crc32": zlib.crc32(document), "fetched_at": fetched_at}
 
     def write(self, document: bytes) -> None:
-        """Replace the file. A failure is logged once per change of state, and costs nothing else.
+        """Replace the file with a document fetched now. A failure is only logged.
 
-        Not synced to disk: that would hold the event loop, and a file lost with the power is
-        found out when it is read.
+        The file is not synced, because a sync would block the event loop. A file that a power
+        failure damages does not match its header.
         """
-        if len(document) > self._most_bytes:
+        if len(document) > self._max_bytes:
             return
-        about = self._about(document) | {"fetched_at": self._wall_clock()}
+        header = json.dumps(self._header(document, self._wall_clock()))
         unfinished = self._path.with_suffix(f".{os.urandom(8).hex()}")
         try:
             with unfinished.open("xb") as file:
-                file.write(json.dumps(about).encode() + b"\n" + document)
+                file.write(header.encode() + b"\n" + document)
             os.replace(unfinished, self._path)
             status = self._path.stat()
             self._seen = (status.st_ino, status.st_mtime_ns)
-            self._say(failing=False, why="")
         except OSError as error:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
-            self._say(failing=True, why=type(error).__name__)
-
-    def _say(self, failing: bool, why: str) -> None:
-        if failing is not self._failing:
-            self._failing = failing
-            logger.log(logging.WARNING if failing else logging.INFO, "saving feed",
-                       extra={"feed": self._name, "failing": failing, "why": why})
+            self._writing.failing(type(error).__name__)
+        else:
+            self._writing.working()

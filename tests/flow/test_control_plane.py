@@ -9,7 +9,7 @@ import pytest
 import requests
 import responses
 
-from app.control.feeds import Feed
+from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
@@ -131,9 +131,9 @@ def test_whatever_is_no_plain_200_is_a_failed_fetch(fetch, answer, why):
 def test_a_feed_keeps_what_it_had_and_tells_of_changes_once(caplog):
     """003-R7"""
     stored, documents = [], [dumped(models_feed(["a"])), b"junk", b"junk", dumped(models_feed("b"))]
-    feed = Feed("models", lambda: documents.pop(0), lambda d: parse_models(d, pause),
-                lambda content, age_s: stored.append(content), 10.0, None,
-                itertools.count(step=10).__next__)
+    source = FeedSource("models", URL, 10.0, parse_models,
+                        lambda content, age_s: stored.append(content))
+    feed = Feed(source, lambda: documents.pop(0), None, itertools.count(step=10).__next__)
     with caplog.at_level("INFO"):
         assert [feed.refresh() for _ in range(4)] == [True, False, False, True]
     assert stored == [frozenset("a"), frozenset("b")]
@@ -157,10 +157,10 @@ class Host:
     def worker(self):
         """Return a worker's feed and what it has stored, as (content, age in seconds)."""
         stored = []
-        saved = SavedFeed(self.path, "models", self.url, 10_000, lambda: 1.7e9 + self.now)
-        return Feed("models", self.fetch, lambda d: parse_models(d, pause),
-                    lambda *content: stored.append(content), 10.0, saved,
-                    lambda: self.now), stored
+        saved = SavedFeed(self.path.parent, "models", self.url, 10_000, lambda: 1.7e9 + self.now)
+        source = FeedSource("models", self.url, 10.0, parse_models,
+                            lambda *content: stored.append(content))
+        return Feed(source, self.fetch, saved, lambda: self.now), stored
 
 
 def test_workers_share_what_one_has_fetched_and_each_fetches_when_the_others_do_not(tmp_path):
@@ -203,7 +203,8 @@ def test_a_restart_while_the_feed_is_down_begins_with_what_was_saved_at_its_true
     lambda data: b"", lambda data: data[:-1], lambda data: data + b" ", lambda data: data[40:],
     lambda data: data.replace(b'"feed": "models"', b'"feed": "others"'),
     lambda data: data.replace(b"a", b"b"), lambda data: b"\0" * len(data),
-    lambda data: b"[]\n" + data, lambda data: b"{}\n{}", lambda data: b"[" * 1024 + b"\n",
+    lambda data: b"[]\n" + data, lambda data: b"5\n" + data, lambda data: b"{}\n{}",
+    lambda data: b"[" * 1024 + b"\n",
     lambda data: data.replace(b'"fetched_at": 1', b'"fetched_at": 1' + b"0" * 400),
     lambda data: data.replace(b'"fetched_at": 1', b'"fetched_at": -Infinity, "x": 1'),
     lambda data: data + b"x" * 20_000])
@@ -256,6 +257,7 @@ def test_looks_between_fetches_fetch_nothing_and_a_failure_is_not_retried_at_onc
         feed.refresh()
         host.now += 2.5
     assert host.fetches == [1050.0, 1060.0]
+    assert feed.job().next_wait_s() == pytest.approx(2.5, rel=0.1)
 
 
 @pytest.mark.parametrize("trouble", ["gone", "a file"])
