@@ -3,6 +3,7 @@
     Exception
     +-- ApiError             an answer made here, in the shape OpenAI clients parse
     +-- UpstreamFailed       (routing.outcomes) an attempt failed before commit
+    +-- BodyBroke            an upstream response body broke off
     +-- FetchFailed          a control-plane document could not be had
     +-- BrokenPipeError
         +-- StreamCut        what makes the server cut the client's transfer
@@ -73,6 +74,14 @@ class ApiError(Exception):
     def body(self) -> bytes:
         """Return the JSON body of this answer."""
         return error_body(self.message, self.type, self.param, self.code)
+
+
+class BodyBroke(Exception):
+    """An upstream response body broke off; `cause` is short, bad_framing, silence or reset."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 class FetchFailed(Exception):

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import secrets
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from flask import Flask
 
 from app import metrics
 from app.config import Config, runtime_directory
+from app.control.feed_client import feed_fetcher
 from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
@@ -26,13 +28,16 @@ from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
 from app.routes.proxy import Proxy
 from app.routing.client_key import ClientKeys
-from app.routing.outcomes import Outcome
+from app.routing.outcomes import Failure
 from app.routing.snapshot import SnapshotStore
 from app.sticky.redis import RedisStickyStore
+from app.sticky.session import Stickiness
 from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import NoStickiness, StickyStore
+from app.upstream.endpoint import Endpoint
 from app.upstream.failover import Attempts, Sender
-from app.upstream.transport import Transport, feed_fetcher
+from app.upstream.tls import trusting
+from app.upstream.transport import Transport
 
 _LARGEST_FEED_BYTES = 32 * 1024 * 1024
 # Ten times the real feeds; a container's shared memory may be 64 MiB for all that is in it.
@@ -75,17 +80,18 @@ def create_app(config: Config, *, send: Sender | None = None,
     clock    returns seconds, monotonic
     Returns  Flask app; `extensions["router"]` is its Router, not started
     """
-    metrics.show_zeros(Outcome, CAUSES)
-    store = SnapshotStore(clock)
+    metrics.show_zeros(Failure, CAUSES)
+    store, tls = SnapshotStore(clock), trusting(config.ca_bundle)
     shared = runtime_directory()
-    feeds = _feeds(config, store, clock, shared)
+    feeds = _feeds(config, store, tls, clock, shared)
     sticky = _sticky_store(config, clock, shared)
-    transport = _transport(config)
+    transport = _transport(config, tls)
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
     in_flight = InFlight(config.max_inflight_requests.resolve(config.worker_connections))
-    proxy = Proxy(config, store, sticky, _client_keys(config), attempts, in_flight, clock)
+    proxy = Proxy(config, store, Stickiness(sticky, _client_keys(config)), attempts, in_flight,
+                  clock)
 
     app = Application(in_flight, config.client_write_timeout_ms / 1000)
     app.register_blueprint(proxy.blueprint())
@@ -97,11 +103,10 @@ def create_app(config: Config, *, send: Sender | None = None,
     return app
 
 
-def _transport(config: Config) -> Transport:
-    return Transport(config.backend_base_url,
-                     connect_timeout_s=config.upstream_connect_timeout_ms / 1000,
-                     idle_timeout_s=config.upstream_idle_timeout_ms / 1000,
-                     pool_size=config.worker_connections)
+def _transport(config: Config, tls: ssl.SSLContext) -> Transport:
+    endpoint = Endpoint(config.backend_base_url, config.proxy_for(config.backend_base_url), tls,
+                        config.upstream_connect_timeout_ms / 1000)
+    return Transport(endpoint, config.upstream_idle_timeout_ms / 1000)
 
 
 def _sticky_store(config: Config, clock: Callable[[], float],
@@ -120,7 +125,7 @@ def _client_keys(config: Config) -> ClientKeys:
     return ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted)
 
 
-def _feeds(config: Config, store: SnapshotStore, clock: Callable[[], float],
+def _feeds(config: Config, store: SnapshotStore, tls: ssl.SSLContext, clock: Callable[[], float],
            shared: pathlib.Path | None) -> tuple[Feed[Any], ...]:
     _show(store)
     sources: tuple[FeedSource[Any], ...] = (
@@ -132,7 +137,8 @@ def _feeds(config: Config, store: SnapshotStore, clock: Callable[[], float],
     timeout_s = config.control_plane_timeout_ms / 1000
     return tuple(
         Feed(source,
-             feed_fetcher(source.url, timeout_s=timeout_s, max_bytes=_LARGEST_FEED_BYTES),
+             feed_fetcher(source.url, proxy=config.proxy_for(source.url), tls=tls,
+                          timeout_s=timeout_s, max_bytes=_LARGEST_FEED_BYTES),
              _saved_feed(config, source, shared), clock)
         for source in sources)
 

@@ -9,7 +9,7 @@ Source: specs/001 R7, R8.
 import enum
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from app import metrics
 
@@ -32,6 +32,30 @@ CAUSES = ("reset", "short", "bad_framing", "silence", "shutdown")
 _CUTS = (Ending.CUT_BY_UPSTREAM, Ending.CUT_AT_SHUTDOWN)
 
 
+class EndedAttempt(Protocol):
+    """What is read of an attempt; see upstream.failover.Attempt."""
+
+    @property
+    def model(self) -> str:
+        """Return the candidate's model id."""
+
+    @property
+    def failure(self) -> str | None:
+        """Return the retryable failure, or None."""
+
+    @property
+    def outcome(self) -> str:
+        """Return in a word how it ended."""
+
+    @property
+    def detail(self) -> str:
+        """Return a few words on the failure."""
+
+    @property
+    def duration_ms(self) -> float:
+        """Return how long it took."""
+
+
 class RequestRecord:
     """Collects what the request's line and the counters will say.
 
@@ -45,13 +69,14 @@ class RequestRecord:
         self._started = clock()
         self._first_byte_at: float | None = None
         self._told = False
+        # Gives a model the name it has in logs.
+        self.label: Callable[[str], str] = _other
         self.mode = ""
         self.asked = ""
         self.selected = ""
         # nginx's word for a client that left without an answer, until there is one.
         self.status = 499
         self.sticky = ""
-        self.moved = False
         self.code = ""
         self.body_bytes = 0
         self.resent = False
@@ -64,8 +89,16 @@ class RequestRecord:
         self.on_finish: Callable[[], None] = _nothing
         metrics.count(metrics.requests_active)
 
-    def committed(self) -> None:
-        """Take note that the response is about to start."""
+    def attempted(self, attempt: EndedAttempt) -> None:
+        """Take note of an attempt as it ends."""
+        self.attempts.append({
+            "model": self.label(attempt.model), "outcome": attempt.outcome,
+            "detail": attempt.detail, "ms": round(attempt.duration_ms, 1)})
+        if attempt.failure is not None:
+            self.failures.append(attempt.failure)
+
+    def begin_answer(self) -> None:
+        """Take note that the first byte of the answer is here and goes to the client next."""
         self._first_byte_at = self._clock()
         metrics.count(metrics.streams_open)
 
@@ -108,8 +141,6 @@ class RequestRecord:
             metrics.measure(metrics.attempts, len(self.attempts))
         if self.sticky:
             metrics.count(metrics.sticky_total, self.sticky)
-        if self.moved:
-            metrics.count(metrics.sticky_total, "moved")
         if self.selected:
             metrics.count(metrics.selection_total, self.selected, self.status)
         if self.ending is Ending.CLIENT_GONE:
@@ -126,6 +157,10 @@ class RequestRecord:
 
 def _nothing() -> None:
     pass
+
+
+def _other(_model: str) -> str:
+    return "other"
 
 
 def _ms(seconds: float) -> float:

@@ -4,6 +4,7 @@ Source: specs/002.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,13 +17,12 @@ from app.errors import ApiError, ClientGone, ShuttingDown
 from app.inflight import InFlight, overloaded
 from app.journal import Ending, RequestRecord
 from app.routes.body import read_body, skip_body
-from app.routing.client_key import ClientKeys
 from app.routing.headers import SELECTED_MODEL, client_headers, upstream_headers
-from app.routing.model_field import ModelField, Pieces, find_model
+from app.routing.model_field import ModelField, find_model
 from app.routing.selection import Mode, Route, log_name, select, sticky_result
 from app.routing.snapshot import SnapshotStore
-from app.sticky.store import StickyChoice, StickyStore
-from app.upstream.failover import Attempt, Attempts, Committed
+from app.sticky.session import Stickiness
+from app.upstream.failover import AttemptObserver, Attempts, Committed, Prepared
 from app.upstream.relay import Relay
 
 
@@ -46,8 +46,7 @@ class Proxy:
 
     config: Config
     store: SnapshotStore
-    sticky: StickyStore
-    client_keys: ClientKeys
+    stickiness: Stickiness
     attempts: Attempts
     in_flight: InFlight
     clock: Callable[[], float] = time.monotonic
@@ -85,64 +84,42 @@ class Proxy:
         config = self.config
         body = read_body(environ, config.max_request_bytes, config.client_body_timeout_ms / 1000)
         field = find_model(body)
-        record.asked = log_name(field.model, self.store.allowlist)
+        record.label = functools.partial(log_name, allowlist=self.store.allowlist)
+        record.asked = record.label(field.model)
         route = select(field.model, self.store.allowlist, self.store.snapshot,
                        config.max_model_list_items)
         record.mode = route.mode
         client_of(environ).watch()
         committed = None
         try:
-            committed = self._attempt(environ, record, body, field, route)
+            committed = self._attempt(environ, record, field, route)
             return self._respond(environ, record, route, committed)
         except BaseException:
             if committed is not None:
                 committed.response.close()
             raise
 
-    def _attempt(self, environ: Mapping[str, str], record: RequestRecord, body: bytes,
+    def _attempt(self, environ: Mapping[str, str], record: RequestRecord,
                  field: ModelField, route: Route) -> Committed:
-        client_key, choice = "", StickyChoice()
+        observers: list[AttemptObserver] = [record]
         if route.mode is not Mode.DIRECT:
-            client_key = self.client_keys.derive(environ)
-            choice = self.sticky.get(client_key)
-            record.sticky = sticky_result(route, choice.model)
-            route = route.preferring(choice.model)
-
-        def on_attempt(attempt: Attempt) -> None:
-            record.attempts.append({
-                "model": log_name(attempt.model, self.store.allowlist),
-                "outcome": attempt.outcome, "detail": attempt.detail,
-                "ms": round(attempt.duration_ms, 1)})
-            if attempt.failure is not None:
-                record.failures.append(attempt.failure)
-                if attempt.model == choice.model:
-                    record.moved = True
-                    self.sticky.discard(client_key, choice)
-
-        def body_for(model: str) -> Pieces:
-            return (body,) if route.mode is Mode.DIRECT else field.replaced(body, model)
-
+            sticky = self.stickiness.for_client(environ)
+            observers.append(sticky)
+            record.sticky = sticky_result(route, sticky.choice.model)
+            route = route.preferring(sticky.choice.model)
         config = self.config
         header_timeout_ms = (config.upstream_header_timeout_ms if field.stream
                              else config.upstream_nonstream_header_timeout_ms)
-        committed = self.attempts.run(
-            route.candidates, body_for, upstream_headers(environ, record.request_id),
-            header_timeout_ms / 1000, on_attempt)
-        try:
-            if client_key and 200 <= committed.response.status < 300:
-                self.sticky.put(client_key, committed.model, choice)
-        except BaseException:
-            # The client left while the store was being written.
-            committed.response.close()
-            raise
-        return committed
+        return self.attempts.run(route.candidates, Prepared(
+            "/v1/chat/completions", field.body_for,
+            upstream_headers(environ, record.request_id), header_timeout_ms / 1000), observers)
 
     def _respond(self, environ: dict[str, Any], record: RequestRecord, route: Route,
                  committed: Committed) -> Response:
         upstream = committed.response
-        record.selected = log_name(committed.model, self.store.allowlist)
+        record.selected = record.label(committed.model)
         record.status, record.resent = upstream.status, upstream.resent
-        record.committed()
+        record.begin_answer()
         if upstream.status in (204, 304):
             # Without a body there is nothing to relay, and no end of it to see.
             record.ending = Ending.COMPLETE

@@ -60,20 +60,24 @@ _Document = TypeVar("_Document")
 class ModelField:
     """The `model` of one body and where its value stands.
 
+    body    the client's bytes
     model   the decoded value: not blank, no lone surrogate
     start   offset of the value's opening quote
     end     offset just behind its closing quote
     stream  whether the body says "stream": true
     """
 
+    body: bytes = dataclasses.field(repr=False)
     model: str
     start: int
     end: int
     stream: bool
 
-    def replaced(self, body: bytes, model: str) -> Pieces:
-        """Return `body` with `model` as the value; every other byte as it was, and not copied."""
-        whole = memoryview(body)
+    def body_for(self, model: str) -> Pieces:
+        """Return the body with `model` as the value; other bytes stay as they are, uncopied."""
+        if model == self.model:
+            return (self.body,)
+        whole = memoryview(self.body)
         return whole[:self.start], json.dumps(model).encode(), whole[self.end:]
 
 
@@ -96,7 +100,8 @@ def find_model(body: bytes) -> ModelField:
         raise ApiError("missing_model", "The \"model\" is not a string.")
     if len(match[0]) > _LONGEST_VALUE:
         raise ApiError("missing_model", "The \"model\" is too long to be a name.")
-    return ModelField(_model_name(match[0]), start, match.end(), bytes(members.stream) == b"true")
+    return ModelField(body, _model_name(match[0]), start, match.end(),
+                      bytes(members.stream) == b"true")
 
 
 def _parse(body: bytes) -> tuple[_Members, bytes]:

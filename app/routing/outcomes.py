@@ -1,9 +1,8 @@
-"""The retry table: what an attempt saw, and what that means before commit.
+"""The retry table: what an attempt saw before commit, and what follows.
 
-Before a byte of the response has been given to the client, the outcomes listed here send the
-request on to the next candidate; when none is left, the last one's status and code are the
-answer. Everything else (2xx with a body, 429, every other status) is passed to the client.
-After commit nothing is ever retried, so the table needs no column for it.
+An attempt that fails in one of these ways sends the request on to the next candidate. When none
+is left, the status and code of the last failure are the answer. Everything else (2xx with a body,
+429, every other status) is passed to the client. After commit nothing is retried.
 
 Source: specs/002 R11-R14.
 """
@@ -12,7 +11,7 @@ import dataclasses
 import enum
 
 
-class Outcome(enum.StrEnum):
+class Failure(enum.StrEnum):
     """A retryable failure; the value is its name in errors, metrics and the log."""
 
     CONNECT_ERROR = "upstream_connect_error"
@@ -28,9 +27,9 @@ class UpstreamFailed(Exception):
     detail  a few words for the log: no host, no header, no byte of a body
     """
 
-    def __init__(self, outcome: Outcome, detail: str) -> None:
-        super().__init__(f"{outcome} ({detail})")
-        self.outcome = outcome
+    def __init__(self, failure: Failure, detail: str) -> None:
+        super().__init__(f"{failure} ({detail})")
+        self.failure = failure
         self.detail = detail
 
 
@@ -43,24 +42,24 @@ class Exhausted:
 
 
 # None: the upstream's own answer is passed through. Source: specs/002 R12.
-WHEN_EXHAUSTED: dict[Outcome, Exhausted | None] = {
-    Outcome.CONNECT_ERROR: Exhausted(
+WHEN_EXHAUSTED: dict[Failure, Exhausted | None] = {
+    Failure.CONNECT_ERROR: Exhausted(
         "upstream_connect_error", "The upstream could not be reached or gave no valid answer."),
-    Outcome.HEADER_TIMEOUT: Exhausted(
+    Failure.HEADER_TIMEOUT: Exhausted(
         "upstream_header_timeout", "The upstream sent no response headers in time."),
-    Outcome.UNAVAILABLE: None,
-    Outcome.FIRST_BODY_BYTE_TIMEOUT: Exhausted(
+    Failure.UNAVAILABLE: None,
+    Failure.FIRST_BODY_BYTE_TIMEOUT: Exhausted(
         "upstream_first_body_byte_timeout", "The upstream sent no body in time."),
-    Outcome.FIRST_BODY_BYTE_ERROR: Exhausted(
+    Failure.FIRST_BODY_BYTE_ERROR: Exhausted(
         "upstream_first_body_byte_error", "The upstream's answer ended before its first byte."),
 }
 
 
-def status_outcome(status: int) -> Outcome | None:
+def status_failure(status: int) -> Failure | None:
     """Return the retryable failure that a response status is, or None.
 
     status  100..999, as the upstream sent it
 
-    503 alone: 429 is never retried, since it also says that the whole backend is at capacity.
+    503 alone. 429 is never retried: it also says that the whole upstream is at capacity.
     """
-    return Outcome.UNAVAILABLE if status == 503 else None
+    return Failure.UNAVAILABLE if status == 503 else None

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Protocol
 
+from app.metrics import count, sticky_total
 from app.routing.client_key import ClientKeys
 from app.sticky.store import StickyChoice, StickyStore
 
@@ -52,6 +53,7 @@ class ClientStickiness:
         if attempt.failure is not None:
             if attempt.model == self.choice.model:
                 self.moved = True
+                count(sticky_total, "moved")
                 self.store.discard(self.client_key, self.choice)
         elif attempt.status is not None and 200 <= attempt.status < 300:
             self.store.put(self.client_key, attempt.model, self.choice)

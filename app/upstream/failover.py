@@ -1,19 +1,19 @@
 """One attempt after another until one commits.
 
-The request is prepared once and attempted many times. What an attempt may do to the request is
-said in app.routing.outcomes; this module only carries it out.
+The request is prepared once and attempted many times. app.routing.outcomes says what an attempt's
+failure does to the request; this module carries it out.
 
 Source: specs/002 R11-R15, specs/005 R5, R6.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from app.errors import ApiError
 from app.routing.model_field import Pieces
-from app.routing.outcomes import WHEN_EXHAUSTED, Outcome, UpstreamFailed, status_outcome
+from app.routing.outcomes import WHEN_EXHAUSTED, Failure, UpstreamFailed, status_failure
 from app.upstream.transport import UpstreamResponse
 
 ABANDONED = "abandoned"
@@ -22,9 +22,25 @@ ABANDONED = "abandoned"
 class Sender(Protocol):
     """What failover asks of a transport; see Transport.send."""
 
-    def __call__(self, body: Pieces, headers: Mapping[str, str],
+    def __call__(self, path: str, body: Pieces, headers: Mapping[str, str],
                  header_timeout_s: float) -> UpstreamResponse:
         """Send one request and wait for the response headers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A request ready to be sent, the same for each attempt but for the body's model.
+
+    path              below the base URL
+    body_for          model -> body, in pieces
+    headers           the fields that cross
+    header_timeout_s  total for one attempt's response headers
+    """
+
+    path: str
+    body_for: Callable[[str], Pieces]
+    headers: Mapping[str, str]
+    header_timeout_s: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Attempt:
     """
 
     model: str
-    failure: Outcome | None
+    failure: Failure | None
     status: int | None
     detail: str
     duration_ms: float
@@ -46,6 +62,13 @@ class Attempt:
     def outcome(self) -> str:
         """Return in a word how it ended; `abandoned`: the request ended before it did."""
         return self.failure or (ABANDONED if self.status is None else str(self.status))
+
+
+class AttemptObserver(Protocol):
+    """Whoever wants to know how each attempt ended: the journal, stickiness."""
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Take note of an attempt. May do I/O and switch greenlets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,63 +100,70 @@ class Attempts:
     max_attempts: int
     clock: Callable[[], float] = time.monotonic
 
-    def run(self, candidates: tuple[str, ...], body_for: Callable[[str], Pieces],
-            headers: Mapping[str, str], header_timeout_s: float,
-            on_attempt: Callable[[Attempt], None]) -> Committed:
+    def run(self, candidates: tuple[str, ...], request: Prepared,
+            observers: Sequence[AttemptObserver]) -> Committed:
         """Try the candidates in order until one commits.
 
-        candidates        model ids, not empty
-        body_for          model -> request body, in pieces
-        headers           the fields that cross
-        header_timeout_s  total for one attempt's headers, seconds
-        on_attempt        told of each attempt as it ends
-        Returns           Committed
-        Raises            ApiError when the last attempt failed and there is nothing to pass on
-        Cost              I/O; switches greenlets
+        candidates  model ids, not empty
+        request     what is sent
+        observers   told of each attempt as it ends
+        Returns     Committed
+        Raises      ApiError when the last attempt failed and there is nothing to pass on
+        Cost        I/O; switches greenlets
 
         Source: specs/002 R11.
         """
         tried = candidates[:self.max_attempts]
         for model in tried:
-            started = self.clock()
-            response: UpstreamResponse | None = None
             try:
-                response = self.send(body_for(model), headers, header_timeout_s)
-                committed = self._judge(model, response, last=model == tried[-1])
-            except BaseException as error:
-                # Whatever ended the attempt, its connection goes at once.
-                if response is not None:
-                    response.close()
-                if not isinstance(error, UpstreamFailed):
-                    on_attempt(Attempt(model, None, None, "", self._ms_since(started)))
-                    raise
+                return self._attempt(model, request, observers, last=model == tried[-1])
+            except UpstreamFailed as error:
                 # Not the error itself: its traceback would keep this frame, and all of the
                 # attempt, until the garbage collector came by.
-                failure = error.outcome
-                on_attempt(Attempt(model, failure, None, error.detail, self._ms_since(started)))
-            else:
-                try:
-                    on_attempt(Attempt(model, status_outcome(response.status), response.status,
-                                       "", self._ms_since(started)))
-                except BaseException:
-                    response.close()
-                    raise
-                return committed
+                failure = error.failure
         raise _exhausted(failure)
+
+    def _attempt(self, model: str, request: Prepared, observers: Sequence[AttemptObserver],
+                 last: bool) -> Committed:
+        started, response = self.clock(), None
+        try:
+            response = self.send(request.path, request.body_for(model), request.headers,
+                                 request.header_timeout_s)
+            committed = self._judge(model, response, last)
+        except BaseException as error:
+            # Whatever ended the attempt, its connection is closed at once.
+            if response is not None:
+                response.close()
+            failure, detail = ((error.failure, error.detail) if isinstance(error, UpstreamFailed)
+                               else (None, ""))
+            self._tell(observers, Attempt(model, failure, None, detail, self._ms_since(started)))
+            raise
+        try:
+            self._tell(observers, Attempt(model, status_failure(response.status), response.status,
+                                          "", self._ms_since(started)))
+        except BaseException:
+            response.close()
+            raise
+        return committed
 
     def _ms_since(self, started: float) -> float:
         return (self.clock() - started) * 1000
 
+    @staticmethod
+    def _tell(observers: Sequence[AttemptObserver], attempt: Attempt) -> None:
+        for observer in observers:
+            observer.attempted(attempt)
+
     def _judge(self, model: str, response: UpstreamResponse, last: bool) -> Committed:
-        outcome = status_outcome(response.status)
-        if outcome is not None and not last:
-            raise UpstreamFailed(outcome, "")
+        failure = status_failure(response.status)
+        if failure is not None and not last:
+            raise UpstreamFailed(failure, "")
         if 200 <= response.status < 300:
             return Committed(model, response, response.first_chunk(self.first_byte_timeout_s))
         return Committed(model, response, b"")
 
 
-def _exhausted(failure: Outcome) -> ApiError:
+def _exhausted(failure: Failure) -> ApiError:
     answer = WHEN_EXHAUSTED[failure]
     assert answer is not None, "the last candidate's own answer is passed through"
     return ApiError(answer.code, answer.message)

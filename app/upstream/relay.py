@@ -1,4 +1,4 @@
-"""Bytes on to the client as they come, or a cut that looks like a cut.
+"""Passes bytes on to the client as they come, and cuts a broken answer so that it shows.
 
 Source: specs/002 R16, R17; specs/006 W4.
 """
@@ -6,10 +6,9 @@ Source: specs/002 R16, R17; specs/006 W4.
 from collections.abc import Iterator
 
 from app.client_socket import Client
-from app.errors import StreamCut
+from app.errors import BodyBroke, StreamCut
 from app.journal import Ending, RequestRecord
 from app.upstream.failover import Committed
-from app.upstream.transport import BODY_ERRORS, break_cause
 
 # What ends a complete event stream, and how far from its end it is looked for.
 _DONE = b"[DONE]"
@@ -47,8 +46,8 @@ class Relay:
                 record.body_bytes += len(chunk)
                 tail = chunk if len(chunk) >= _TAIL_BYTES else (tail + chunk)[-_TAIL_BYTES:]
                 yield chunk
-        except BODY_ERRORS as error:
-            record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, break_cause(error)
+        except BodyBroke as error:
+            record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, error.cause
             raise StreamCut from error
         record.ending = Ending.COMPLETE
         record.unfinished = self._event_stream and _DONE not in tail

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import types
 
 import pytest
 
@@ -9,8 +10,8 @@ from app import metrics
 from app.config import load_config
 from app.errors import ApiError, ClientGone
 from app.factory import create_app
-from app.routing.outcomes import Outcome, UpstreamFailed
-from app.upstream.failover import Attempts
+from app.routing.outcomes import Failure, UpstreamFailed
+from app.upstream.failover import Attempts, Prepared
 
 OK = {"status": 200, "chunks": (b"first", b"second")}
 
@@ -37,13 +38,21 @@ class Transport:
     def __init__(self, **answers):
         self.answers, self.sent = answers, []
 
-    def __call__(self, body, headers, header_timeout_s):
+    def __call__(self, path, body, headers, header_timeout_s):
         model = json.loads(b"".join(body))["model"]
-        self.sent.append((model, header_timeout_s))
+        self.sent.append((model, path, header_timeout_s))
         answer = self.answers[model]
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+
+PREPARED = Prepared("/x", lambda model: (json.dumps({"model": model}).encode(),), {}, 1.0)
+
+
+def watching(told):
+    """Return an observer that puts what it is told into a list."""
+    return types.SimpleNamespace(attempted=told.append)
 
 
 @pytest.fixture
@@ -77,10 +86,10 @@ def test_an_abandoned_answer_is_closed_before_the_next_attempt(client_for):
     abandoned = Answer(status=503)
 
     class Checking(Transport):
-        def __call__(self, body, headers, header_timeout_s):
+        def __call__(self, path, body, headers, header_timeout_s):
             if json.loads(b"".join(body))["model"] == "b":
                 assert abandoned.closed
-            return super().__call__(body, headers, header_timeout_s)
+            return super().__call__(path, body, headers, header_timeout_s)
 
     assert post(client_for(Checking(a=abandoned, b=Answer(**OK))), "a,b").data == b"firstsecond"
 
@@ -98,7 +107,7 @@ def test_the_header_deadline_depends_on_stream(client_for, stream, seconds):
     """002-R13"""
     transport = Transport(a=Answer(**OK))
     post(client_for(transport), "a", **({} if stream is None else {"stream": stream}))
-    assert transport.sent == [("a", seconds)]
+    assert transport.sent == [("a", "/v1/chat/completions", seconds)]
 
 
 def test_a_client_that_leaves_ends_the_attempts_and_nobody_is_blamed():
@@ -106,8 +115,7 @@ def test_a_client_that_leaves_ends_the_attempts_and_nobody_is_blamed():
     told, answer = [], Answer(first_error=ClientGone())
     attempts = Attempts(Transport(a=answer, b=Answer(**OK)), 1.0, 8)
     with pytest.raises(ClientGone):
-        attempts.run(("a", "b"), lambda model: (json.dumps({"model": model}).encode(),), {}, 1.0,
-                     told.append)
+        attempts.run(("a", "b"), PREPARED, [watching(told)])
     assert answer.closed
     assert [(a.model, a.outcome, a.failure) for a in told] == [("a", "abandoned", None)]
 
@@ -115,11 +123,10 @@ def test_a_client_that_leaves_ends_the_attempts_and_nobody_is_blamed():
 def test_all_attempts_are_told_with_their_outcome():
     """001-R8, 002-R12"""
     told = []
-    failed = UpstreamFailed(Outcome.HEADER_TIMEOUT, "no headers")
+    failed = UpstreamFailed(Failure.HEADER_TIMEOUT, "no headers")
     attempts = Attempts(Transport(a=failed, b=failed), 1.0, 8, clock=iter(range(99)).__next__)
     with pytest.raises(ApiError) as caught:
-        attempts.run(("a", "b"), lambda model: (json.dumps({"model": model}).encode(),), {}, 1.0,
-                     told.append)
+        attempts.run(("a", "b"), PREPARED, [watching(told)])
     assert (caught.value.status, caught.value.code) == (504, "upstream_header_timeout")
     assert [(a.model, a.failure, a.status, a.duration_ms) for a in told] == [
         ("a", "upstream_header_timeout", None, 1000), ("b", "upstream_header_timeout", None, 1000)]

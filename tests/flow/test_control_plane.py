@@ -9,13 +9,14 @@ import pytest
 import requests
 import responses
 
+from app.control.feed_client import feed_fetcher
 from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
 from app.errors import FetchFailed
 from app.eventloop import event, pause
-from app.upstream.transport import feed_fetcher
+from app.upstream.tls import trusting
 from tests.support.feeds import models_feed, public_names, utilization_feed, utilization_row
 
 URL = "http://feed.test/document"
@@ -102,7 +103,7 @@ def test_msgspec_and_the_standard_library_read_a_feed_alike():
 
 @pytest.fixture
 def fetch():
-    return feed_fetcher(URL, timeout_s=5, max_bytes=1000)
+    return feed_fetcher(URL, proxy="", tls=trusting(""), timeout_s=5, max_bytes=1000)
 
 
 @responses.activate

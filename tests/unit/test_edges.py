@@ -9,7 +9,7 @@ from app.errors import API_ERRORS, ApiError
 from app.journal import Ending, RequestRecord
 from app.logs import logging_config
 from app.routing.headers import client_headers, sane_request_id, upstream_headers
-from app.routing.outcomes import WHEN_EXHAUSTED, Outcome, status_outcome
+from app.routing.outcomes import WHEN_EXHAUSTED, Failure, status_failure
 from app.routing.ranking import UtilizationRow
 from app.routing.snapshot import SnapshotStore
 
@@ -55,10 +55,10 @@ def test_every_error_has_all_four_keys_and_its_place_in_the_table(code):
 
 def test_the_retry_table_is_complete_and_only_503_is_a_retryable_status():
     """002-R12"""
-    assert set(WHEN_EXHAUSTED) == set(Outcome)
-    assert [status for status in range(100, 1000) if status_outcome(status)] == [503]
-    for outcome, answer in WHEN_EXHAUSTED.items():
-        assert answer is None or answer.code == outcome.value
+    assert set(WHEN_EXHAUSTED) == set(Failure)
+    assert [status for status in range(100, 1000) if status_failure(status)] == [503]
+    for failure, answer in WHEN_EXHAUSTED.items():
+        assert answer is None or answer.code == failure.value
 
 
 def test_a_requests_line_is_written_once_and_says_how_it_ended(caplog):
@@ -66,7 +66,7 @@ def test_a_requests_line_is_written_once_and_says_how_it_ended(caplog):
     now = [10.0]
     record = RequestRecord("the-id", lambda: now[0])
     now[0] = 10.25
-    record.committed()
+    record.begin_answer()
     now[0] = 11.0
     record.ending = Ending.COMPLETE
     with caplog.at_level(logging.INFO, "app.request"):

@@ -41,7 +41,7 @@ def test_only_the_value_changes_whatever_else_the_body_holds(
         return
     field = find_model(body)
     assert (field.model, field.stream) == (model, stream)
-    changed = b"".join(field.replaced(body, new))
+    changed = b"".join(field.body_for(new))
     assert json.loads(changed) == dict(items) | {"model": new}
     assert changed.startswith(body[:field.start]) and changed.endswith(body[field.end:])
     assert json.loads(body[field.start:field.end]) == model
@@ -77,7 +77,7 @@ def test_every_spelling_of_the_key_is_the_key():
         key = "".join(spelled if mask >> n & 1 else letter
                       for n, (letter, spelled) in enumerate(zip("model", spellings)))
         body = ('{"a":1,"%s" : "x"}' % key).encode()
-        assert b"".join(find_model(body).replaced(body, "y")) == body.replace(b'"x"', b'"y"')
+        assert b"".join(find_model(body).body_for("y")) == body.replace(b'"x"', b'"y"')
         with pytest.raises(ApiError, match="more than once"):
             find_model(('{"model":"x","%s":"y"}' % key).encode())
 
@@ -128,4 +128,4 @@ def test_what_is_no_object_may_hold_lone_surrogates_too():
 def test_a_body_of_a_mebibyte_is_searched_whatever_fills_it(filler):
     """002-R8"""
     body = b'{"x":' + filler + b',"model":"m","stream":true}'
-    assert b"".join(find_model(body).replaced(body, "n")) == body.replace(b'"m"', b'"n"')
+    assert b"".join(find_model(body).body_for("n")) == body.replace(b'"m"', b'"n"')
