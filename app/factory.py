@@ -1,10 +1,9 @@
-"""Builds the application and connects its parts, and nothing else.
+"""Builds the application of one worker and connects its parts.
 
 Source: specs/001 R1.
 """
 
 import dataclasses
-import functools
 import pathlib
 import secrets
 import ssl
@@ -24,12 +23,12 @@ from app.control.schemas import parse_models, parse_utilization
 from app.inflight import InFlight
 from app.journal import CAUSES
 from app.routes.application import Application
+from app.routes.chat import ChatCompletions
 from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
-from app.routes.proxy import Proxy
 from app.routing.client_key import ClientKeys
 from app.routing.outcomes import Failure
-from app.routing.snapshot import SnapshotStore
+from app.routing.view import View, Views
 from app.sticky.redis import RedisStickyStore
 from app.sticky.session import Stickiness
 from app.sticky.sqlite import SqliteStickyStore
@@ -39,23 +38,18 @@ from app.upstream.failover import Attempts, Sender
 from app.upstream.tls import trusting
 from app.upstream.transport import Transport
 
-_LARGEST_FEED_BYTES = 32 * 1024 * 1024
-# Ten times the real feeds; a container's shared memory may be 64 MiB for all that is in it.
-_LARGEST_IN_MEMORY_BYTES = 5 * 1024 * 1024
+_MAX_FEED_BYTES = 32 * 1024 * 1024
+# Ten times the real feeds. A container's shared memory may be 64 MiB in all.
+_MAX_SHARED_FEED_BYTES = 5 * 1024 * 1024
 # Upstreams keep idle connections for some seconds or more.
-_DROP_STALE_S = 5.0
+_DROP_STALE_EVERY_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-    """The running parts of one worker; `app.extensions["router"]` holds it.
+    """The running parts of one worker; `app.extensions["router"]` holds it."""
 
-    store  the picture of the backend
-    feeds  each can be refreshed by hand, which a test does
-    """
-
-    store: SnapshotStore
-    feeds: tuple[Feed[Any], ...]
+    views: Views
     jobs: tuple[PeriodicJob, ...]
     in_flight: InFlight
 
@@ -81,87 +75,79 @@ def create_app(config: Config, *, send: Sender | None = None,
     Returns  Flask app; `extensions["router"]` is its Router, not started
     """
     metrics.show_zeros(Failure, CAUSES)
-    store, tls = SnapshotStore(clock), trusting(config.ca_bundle)
-    shared = runtime_directory()
-    feeds = _feeds(config, store, tls, clock, shared)
-    sticky = _sticky_store(config, clock, shared)
-    transport = _transport(config, tls)
+    tls, views = trusting(config.ca_bundle), Views(clock, _show)
+    transport = build_transport(config, tls)
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
     in_flight = InFlight(config.max_inflight_requests.resolve(config.worker_connections))
-    proxy = Proxy(config, store, Stickiness(sticky, _client_keys(config)), attempts, in_flight,
-                  clock)
-
+    stickiness = build_stickiness(config, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000)
-    app.register_blueprint(proxy.blueprint())
-    app.register_blueprint(Health(config, store, in_flight).blueprint())
+    app.register_blueprint(ChatCompletions(
+        config, views, stickiness, attempts, in_flight, clock).blueprint())
+    app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
     app.register_blueprint(metrics_blueprint())
-    jobs = (*(feed.job() for feed in feeds),
-            PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_S))
-    app.extensions["router"] = Router(store, feeds, jobs, in_flight)
+    jobs = (*(feed.job() for feed in build_feeds(config, tls, views, clock)),
+            PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S))
+    app.extensions["router"] = Router(views, jobs, in_flight)
     return app
 
 
-def _transport(config: Config, tls: ssl.SSLContext) -> Transport:
+def build_transport(config: Config, tls: ssl.SSLContext) -> Transport:
+    """Return the door to the upstream."""
     endpoint = Endpoint(config.backend_base_url, config.proxy_for(config.backend_base_url), tls,
                         config.upstream_connect_timeout_ms / 1000)
     return Transport(endpoint, config.upstream_idle_timeout_ms / 1000)
 
 
-def _sticky_store(config: Config, clock: Callable[[], float],
-                  shared: pathlib.Path | None) -> StickyStore:
+def build_stickiness(config: Config, clock: Callable[[], float]) -> Stickiness:
+    """Return what knows clients and keeps their choices."""
+    trusted = config.trusted_proxy_cidrs if config.trust_proxy_headers else None
+    keys = ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted)
+    return Stickiness(_sticky_store(config, clock), keys)
+
+
+def _sticky_store(config: Config, clock: Callable[[], float]) -> StickyStore:
     if not config.sticky_ttl_secs or not config.sticky_max_entries:
         return NoStickiness()
-    place = shared / "sticky.sqlite" if shared else pathlib.Path(":memory:")
-    embedded = SqliteStickyStore(place, config.sticky_ttl_secs, config.sticky_max_entries, clock)
+    shared = runtime_directory()
+    path = shared / "sticky.sqlite" if shared else pathlib.Path(":memory:")
+    host_store = SqliteStickyStore(path, config.sticky_ttl_secs, config.sticky_max_entries, clock)
     if not config.sticky_url:
-        return embedded
-    return RedisStickyStore(config.sticky_url, config.sticky_ttl_secs, embedded, clock)
+        return host_store
+    return RedisStickyStore(config.sticky_url, config.sticky_ttl_secs, host_store, clock)
 
 
-def _client_keys(config: Config) -> ClientKeys:
-    trusted = config.trusted_proxy_cidrs if config.trust_proxy_headers else None
-    return ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted)
-
-
-def _feeds(config: Config, store: SnapshotStore, tls: ssl.SSLContext, clock: Callable[[], float],
-           shared: pathlib.Path | None) -> tuple[Feed[Any], ...]:
-    _show(store)
+def build_feeds(config: Config, tls: ssl.SSLContext, views: Views,
+                clock: Callable[[], float]) -> tuple[Feed[Any], ...]:
+    """Return the two feeds, which replace the view."""
     sources: tuple[FeedSource[Any], ...] = (
         FeedSource("models", config.models_url, config.models_refresh_ms / 1000, parse_models,
-                   functools.partial(_take, store, store.replace_allowlist)),
+                   views.take_models),
         FeedSource("utilization", config.utilization_url, config.utilization_refresh_ms / 1000,
-                   parse_utilization, functools.partial(_take, store, store.replace_rows)),
+                   parse_utilization, views.take_rows),
     )
-    timeout_s = config.control_plane_timeout_ms / 1000
-    return tuple(
-        Feed(source,
-             feed_fetcher(source.url, proxy=config.proxy_for(source.url), tls=tls,
-                          timeout_s=timeout_s, max_bytes=_LARGEST_FEED_BYTES),
-             _saved_feed(config, source, shared), clock)
-        for source in sources)
+    return tuple(Feed(source, feed_fetcher(
+        source.url, proxy=config.proxy_for(source.url), tls=tls,
+        timeout_s=config.control_plane_timeout_ms / 1000, max_bytes=_MAX_FEED_BYTES),
+        _saved_feed(config, source), clock) for source in sources)
 
 
-def _saved_feed(config: Config, source: FeedSource[Any],
-                shared: pathlib.Path | None) -> SavedFeed | None:
+def _saved_feed(config: Config, source: FeedSource[Any]) -> SavedFeed | None:
+    shared = runtime_directory()
     if config.state_dir:
-        directory, max_bytes = pathlib.Path(config.state_dir), _LARGEST_FEED_BYTES
+        directory, max_bytes = pathlib.Path(config.state_dir), _MAX_FEED_BYTES
     elif shared:
-        directory, max_bytes = shared, _LARGEST_IN_MEMORY_BYTES
+        directory, max_bytes = shared, _MAX_SHARED_FEED_BYTES
     else:
         return None
     return SavedFeed(directory, source.name, source.url, max_bytes)
 
 
-def _take(store: SnapshotStore, replace: Callable[[Any, float], None], content: Any,
-          age_s: float) -> None:
-    replace(content, age_s)
-    _show(store)
-
-
-def _show(store: SnapshotStore) -> None:
-    snapshot, allowlist = store.snapshot, store.allowlist
+def _show(view: View) -> None:
+    """Set this worker's gauges to a new view."""
+    catalogue, snapshot = view.catalogue, view.snapshot
     metrics.show_picture(
-        len(snapshot.candidates) if snapshot else 0, snapshot.taken_at if snapshot else None,
-        len(allowlist.ids) if allowlist else 0, allowlist.taken_at if allowlist else None)
+        len(snapshot.ranking.candidates) if snapshot else 0,
+        snapshot.taken_at if snapshot else None,
+        len(catalogue.ids) if catalogue else 0, catalogue.taken_at if catalogue else None)

@@ -1,4 +1,4 @@
-"""The Flask application: what happens to each request before its route, and to each answer after.
+"""The Flask application: what happens to each request before its route and to each answer after.
 
 Source: specs/002 R18, R21, specs/006 W3, specs/007 R2, R3.
 """
@@ -6,6 +6,7 @@ Source: specs/002 R18, R21, specs/006 W3, specs/007 R2, R3.
 from collections.abc import Callable
 from typing import Any
 
+import flask
 from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.routing import MapAdapter
@@ -14,15 +15,25 @@ from app.client_socket import client_of
 from app.errors import ApiError
 from app.inflight import InFlight
 from app.routes.errors import register_error_handlers
-from app.routes.proxy import PROXY
 from app.routing.headers import REQUEST_ID, sane_request_id
 
 
+class Blueprint(flask.Blueprint):
+    """A blueprint that says on which addresses its routes live.
+
+    on_health_address  on HEALTH_LISTEN_ADDR too; every route lives on LISTEN_ADDR
+    """
+
+    def __init__(self, name: str, *, on_health_address: bool) -> None:
+        super().__init__(name, __name__)
+        self.on_health_address = on_health_address
+
+
 class _NoSessions(SessionInterface):
-    """Opens none; Flask's own looks for a secret first."""
+    """Opens no session; Flask's own interface looks for a secret first."""
 
     def open_session(self, app: Flask, request: Request) -> NullSession:
-        """Return what refuses to be used."""
+        """Return a session that refuses to be used."""
         return NullSession()
 
 
@@ -32,8 +43,8 @@ class Application(Flask):
     in_flight        the worker's requests
     write_timeout_s  bounds each write to a client
 
-    What Flask's hooks would do is done in the methods that call them: without functions to look
-    up, sessions to open, and coroutines to look for, none of which there are.
+    The work is done in the methods that call Flask's hooks: no hooks are looked up, no session is
+    opened, no view function is examined for being a coroutine.
     """
 
     session_interface = _NoSessions()
@@ -42,7 +53,7 @@ class Application(Flask):
         super().__init__("app", static_folder=None)
         self._in_flight = in_flight
         self._write_timeout_s = write_timeout_s
-        # A path is taken as it came, or not at all.
+        # A path is matched as it came; none is redirected.
         self.url_map.merge_slashes = False
         self.url_map.strict_slashes = True
         self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -53,34 +64,39 @@ class Application(Flask):
         return func
 
     def should_ignore_error(self, error: BaseException | None) -> bool:
-        """Say yes: nothing is told of it. Flask's variable would keep its traceback, and itself.
+        """Return True, so that Flask reports no error.
 
-        That would leave a client's whole request to the garbage collector.
+        To report one Flask keeps it in a variable of a frame in its own traceback. Only the garbage
+        collector would then free the request.
         """
         return True
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Return what matches a request's path; hosts make no difference."""
+        """Return the matcher of a request's path; its host makes no difference."""
         if request is None:
             return None
         return MapAdapter(self.url_map, "", "/", None, "http", request.path, request.method)
 
     def preprocess_request(self) -> None:
-        """Decide the request's id, before anything can go wrong with it; refuse what no route is.
+        """Decide the request's id before anything can go wrong; refuse what has no route here.
 
         Raises  ApiError not_found
         """
         environ = request.environ
         environ["router.request_id"] = sane_request_id(environ.get("HTTP_X_REQUEST_ID", ""))
         # Werkzeug strips leading slashes before it matches.
-        slashes = environ.get("PATH_INFO", "").startswith("//")
-        if slashes or client_of(environ).health_only and request.blueprint == PROXY:
+        if environ.get("PATH_INFO", "").startswith("//") or (
+                client_of(environ).health_only and not self._lives_on_health_address(request)):
             raise ApiError("not_found", "There is no such route.")
+
+    def _lives_on_health_address(self, request: Request) -> bool:
+        blueprint = self.blueprints.get(request.blueprint or "")
+        return not isinstance(blueprint, Blueprint) or blueprint.on_health_address
 
     def process_response(self, response: Response) -> Response:
         """Complete an answer's header and decide what becomes of its connection."""
         environ = request.environ
-        # It knows the request by its traceback; one of them must go.
+        # It refers to the request by its traceback, and the request to it: a cycle.
         request.routing_exception = None
         if REQUEST_ID not in response.headers:
             response.headers[REQUEST_ID] = environ["router.request_id"]

@@ -4,28 +4,32 @@ Source: specs/001 R9, R10.
 """
 
 import dataclasses
+import time
+from collections.abc import Callable
 
-from flask import Blueprint, Response
+from flask import Response
 
 from app.config import Config
 from app.errors import error_body
 from app.inflight import InFlight
-from app.routing.snapshot import SnapshotStore
+from app.routes.application import Blueprint
+from app.routing.view import Views
 
 NOT_READY = "not_ready"
 
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """The health routes over one worker's picture of the backend."""
+    """The health routes of one worker."""
 
     config: Config
-    store: SnapshotStore
+    views: Views
     in_flight: InFlight
+    clock: Callable[[], float] = time.monotonic
 
     def blueprint(self) -> Blueprint:
         """Return the blueprint of both routes."""
-        blueprint = Blueprint("health", __name__)
+        blueprint = Blueprint("health", on_health_address=True)
         blueprint.get("/healthz")(self.healthz)
         blueprint.get("/readyz")(self.readyz)
         return blueprint
@@ -36,26 +40,29 @@ class Health:
 
     def readyz(self) -> Response:
         """Answer 200 while requests can be routed, else 503 with the reason."""
-        problem = self.problem()
-        if problem is None:
+        reason = self.not_ready_reason()
+        if reason is None:
             return Response("ready", mimetype="text/plain")
-        code, message = problem
+        code, message = reason
         return Response(error_body(message, NOT_READY, None, code), 503,
                         mimetype="application/json")
 
-    def problem(self) -> tuple[str, str] | None:
+    def not_ready_reason(self) -> tuple[str, str] | None:
         """Return code and message of what keeps this worker from being ready, or None."""
         if self.in_flight.draining:
             return "draining", "This worker is about to end."
-        allowlist_age, snapshot_age = self.store.allowlist_age_s(), self.store.snapshot_age_s()
-        if allowlist_age is None:
+        view = self.views.current
+        if view.catalogue is None:
             return "missing_allowlist", "The models feed has not been fetched yet."
-        if allowlist_age * 1000 > self.config.readyz_max_allowlist_age_ms:
+        if self._is_older(view.catalogue.taken_at, self.config.readyz_max_allowlist_age_ms):
             return "stale_allowlist", "The models feed is too old."
-        if self.store.snapshot is None or snapshot_age is None:
+        if view.snapshot is None:
             return NOT_READY, "The utilization feed has not been fetched yet."
-        if not self.store.snapshot.candidates:
+        if not view.snapshot.ranking.candidates:
             return NOT_READY, "No model is eligible."
-        if snapshot_age * 1000 > self.config.readyz_max_snapshot_age_ms:
+        if self._is_older(view.snapshot.taken_at, self.config.readyz_max_snapshot_age_ms):
             return "stale_snapshot", "The utilization feed is too old."
         return None
+
+    def _is_older(self, taken_at: float, age_ms: int) -> bool:
+        return (self.clock() - taken_at) * 1000 > age_ms

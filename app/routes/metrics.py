@@ -3,14 +3,15 @@
 Source: specs/001 R13.
 """
 
-from flask import Blueprint, Response
+from flask import Response
 
 from app.metrics import CONTENT_TYPE, exposition
+from app.routes.application import Blueprint
 
 
 def metrics_blueprint() -> Blueprint:
     """Return the blueprint of the route."""
-    blueprint = Blueprint("metrics", __name__)
+    blueprint = Blueprint("metrics", on_health_address=True)
     blueprint.get("/metrics")(_metrics)
     return blueprint
 

@@ -1,17 +1,18 @@
-"""Utilization rows and an allowlist in, ranked candidates out.
+"""Orders the chutes of the utilization feed, and says why.
 
 Source: specs/003 R4-R6.
 """
 
 import dataclasses
+import enum
 from collections.abc import Iterable
 
 PRIVATE_CHUTE = "[private chute]"
 TEE_SUFFIX = "-TEE"
 
-# A chute may be scaled up, but only so many instances of that promise are counted, each as a
-# twentieth of a running one. Source: specs/003 R5.
-_SCALE_ALLOWANCE_CAP = 8
+# At most so many instances that a chute may be scaled up by count, each as a twentieth of a running
+# one. Source: specs/003 R5.
+_MAX_SCALE_ALLOWANCE = 8
 _SCALE_ALLOWANCE_WEIGHT = 0.05
 # A rate-limited request counts against a chute twice as much as a busy slot.
 _RATE_LIMIT_WEIGHT = 2.0
@@ -37,38 +38,88 @@ class UtilizationRow:
     scale_allowance: float | None = None
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class ScoreParts:
+    """What a score is made of, in instances; the score is free + scalable - rate_limited."""
+
+    free: float
+    scalable: float
+    rate_limited: float
+
+    @property
+    def score(self) -> float:
+        """Return the sum; higher is better."""
+        return self.free + self.scalable - self.rate_limited
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A model eligible for an alias request, with the score that ranks it; higher is better."""
+    """A chute that an alias may choose."""
 
     name: str
-    score: float
+    parts: ScoreParts
 
 
-def rank(rows: Iterable[UtilizationRow], allowlist: frozenset[str]) -> tuple[Candidate, ...]:
+class Rejection(enum.StrEnum):
+    """Why no alias may choose a chute."""
+
+    PRIVATE = "private"
+    NO_INSTANCE = "no_instance"
+    NOT_ALLOWLISTED = "not_allowlisted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """The chutes of one feed.
+
+    candidates  best first, no name twice
+    rejected    name -> reason; no candidate's name
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    rejected: dict[str, Rejection] = dataclasses.field(default_factory=dict)
+
+
+def rank(rows: Iterable[UtilizationRow], allowlist: frozenset[str]) -> Ranking:
     """Order the eligible chutes, best first.
 
     rows       ratios 0..1 as a rule, counts >= 0
     allowlist  model ids; empty means unknown: only names ending in -TEE qualify then
-    Returns    candidates, no name twice, possibly none; the same input gives the same order
+    Returns    Ranking; the same input gives the same order
     Cost       O(n log n), no I/O
 
     Source: specs/003 R4-R6.
     """
-    keyed = sorted((_sort_key(row), row.name) for row in rows if _eligible(row, allowlist))
-    best: dict[str, Candidate] = {}
-    for key, name in keyed:
-        best.setdefault(name, Candidate(name, -key[0]))
-    return tuple(best.values())
+    eligible, rejected = [], dict[str, Rejection]()
+    for row in rows:
+        reason, parts = _rejection(row, allowlist), _parts(row)
+        if reason is None:
+            eligible.append((_sort_key(row, parts.score), row.name, parts))
+        else:
+            rejected[row.name] = min(reason, rejected.get(row.name, reason))
+    best = dict[str, Candidate]()
+    for _, name, parts in sorted(eligible):
+        best.setdefault(name, Candidate(name, parts))
+        rejected.pop(name, None)
+    return Ranking(tuple(best.values()), rejected)
 
 
-def _eligible(row: UtilizationRow, allowlist: frozenset[str]) -> bool:
-    if row.name == PRIVATE_CHUTE or row.active_instance_count <= 0:
-        return False
-    return row.name in allowlist if allowlist else row.name.endswith(TEE_SUFFIX)
+def _rejection(row: UtilizationRow, allowlist: frozenset[str]) -> Rejection | None:
+    if row.name == PRIVATE_CHUTE:
+        return Rejection.PRIVATE
+    if row.active_instance_count <= 0:
+        return Rejection.NO_INSTANCE
+    listed = row.name in allowlist if allowlist else row.name.endswith(TEE_SUFFIX)
+    return None if listed else Rejection.NOT_ALLOWLISTED
 
 
-def _sort_key(row: UtilizationRow) -> tuple[float, int, float, float]:
+def _sort_key(row: UtilizationRow, score: float) -> tuple[float, int, float, float]:
+    u5 = _first(row.utilization_5m, row.utilization_current, 1.0)
+    return (-score, -row.active_instance_count,
+            _first(row.utilization_current, u5), _first(row.rate_limit_ratio_5m, 0.0))
+
+
+def _parts(row: UtilizationRow) -> ScoreParts:
     u5 = _first(row.utilization_5m, row.utilization_current, 1.0)
     u15 = _first(row.utilization_15m, u5)
     u1h = _first(row.utilization_1h, u15)
@@ -79,11 +130,10 @@ def _sort_key(row: UtilizationRow) -> tuple[float, int, float, float]:
     active = row.active_instance_count
     utilization = 0.6 * u5 + 0.3 * u15 + 0.1 * u1h
     rate_limited = max(r5, 0.5 * r15, 0.25 * r1h)
-    headroom = min(row.scale_allowance or 0.0, _SCALE_ALLOWANCE_CAP) if row.scalable else 0.0
-    score = (active * (1 - utilization)
-             + headroom * _SCALE_ALLOWANCE_WEIGHT
-             - active * rate_limited * _RATE_LIMIT_WEIGHT)
-    return (-score, -active, _first(row.utilization_current, u5), r5)
+    allowance = min(row.scale_allowance or 0.0, _MAX_SCALE_ALLOWANCE) if row.scalable else 0.0
+    return ScoreParts(free=active * (1 - utilization),
+                      scalable=allowance * _SCALE_ALLOWANCE_WEIGHT,
+                      rate_limited=active * rate_limited * _RATE_LIMIT_WEIGHT)
 
 
 def _first(*values: float | None) -> float:

@@ -11,7 +11,7 @@ from app.logs import logging_config
 from app.routing.headers import client_headers, sane_request_id, upstream_headers
 from app.routing.outcomes import WHEN_EXHAUSTED, Failure, status_failure
 from app.routing.ranking import UtilizationRow
-from app.routing.snapshot import SnapshotStore
+from app.routing.view import View, Views
 
 
 def test_wsgi_names_become_header_fields_and_server_variables_do_not_cross():
@@ -89,16 +89,18 @@ def test_the_libraries_debug_lines_stay_off_whatever_the_level(level, app, libra
 
 def test_a_new_allowlist_ranks_the_old_rows_again_and_keeps_their_age():
     """003-R1, 003-R8"""
-    now = [0.0]
-    store = SnapshotStore(lambda: now[0])
-    assert store.snapshot_age_s() is None and store.allowlist_age_s() is None
-    store.replace_allowlist({"a"})
-    assert store.snapshot is None
+    now, told = [0.0], []
+    views = Views(lambda: now[0], told.append)
+    assert views.current == View() and told == [views.current]
+    views.take_models({"a"}, age_s=2.0)
+    assert views.current.catalogue.taken_at == -2.0 and views.current.snapshot is None
     now[0] = 5.0
-    store.replace_rows([UtilizationRow("a", 1), UtilizationRow("b", 2)])
-    before = store.snapshot
-    assert before.names == ("a",)
+    views.take_rows([UtilizationRow("a", 1), UtilizationRow("b", 2)], age_s=1.0)
+    before = views.current
+    assert before.pools["chutesai/AutoPilot"] == ("a",)
     now[0] = 8.0
-    store.replace_allowlist({"a", "b"})
-    assert store.snapshot.names == ("b", "a") and before.names == ("a",)
-    assert (store.snapshot_age_s(), store.allowlist_age_s()) == (3.0, 0.0)
+    views.take_models({"a", "b"})
+    assert views.current.pools["chutesai/AutoPilot"] == ("b", "a")
+    assert before.pools["chutesai/AutoPilot"] == ("a",)
+    assert (views.current.snapshot.taken_at, views.current.catalogue.taken_at) == (4.0, 8.0)
+    assert told[-1] is views.current and len(told) == 4

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.routing.ranking import UtilizationRow, rank
+from app.routing.ranking import Rejection, ScoreParts, UtilizationRow, rank
 
 RATIO = st.none() | st.floats(0, 2)
 ROWS = st.lists(st.builds(
@@ -20,8 +20,8 @@ ROWS = st.lists(st.builds(
 
 def score(**row):
     row = UtilizationRow("m", **{"active_instance_count": 10, **row})
-    [candidate] = rank([row], frozenset(["m"]))
-    return candidate.score
+    [candidate] = rank([row], frozenset(["m"])).candidates
+    return candidate.parts.score
 
 
 @pytest.mark.parametrize("row, expected", [
@@ -47,7 +47,7 @@ def test_the_score_is_the_formula(row, expected):
 
 
 def names(rows, allowlist=("a", "b", "c", "d")):
-    return [candidate.name for candidate in rank(rows, frozenset(allowlist))]
+    return [candidate.name for candidate in rank(rows, frozenset(allowlist)).candidates]
 
 
 def test_ties_are_broken_by_instances_then_current_then_rate_limits_then_name():
@@ -79,14 +79,34 @@ def test_the_same_rows_give_the_same_order_however_they_come(rows, allowlist, sh
     shuffled = list(rows)
     shuffler.shuffle(shuffled)
     assert rank(shuffled, frozenset(allowlist)) == expected
-    ranked = [candidate.name for candidate in expected]
+    ranked = [candidate.name for candidate in expected.candidates]
     assert len(set(ranked)) == len(ranked)
-    assert [c.score for c in expected] == sorted((c.score for c in expected), reverse=True)
+    scores = [candidate.parts.score for candidate in expected.candidates]
+    assert scores == sorted(scores, reverse=True)
+    assert {row.name for row in rows} == {*ranked, *expected.rejected}
+    assert not set(ranked) & set(expected.rejected)
 
 
 def test_a_name_given_twice_counts_once_by_its_better_row():
     """003-R6"""
     rows = [UtilizationRow("a", 1, utilization_5m=0.9), UtilizationRow("a", 9, utilization_5m=0.1)]
     random.Random(1).shuffle(rows)
-    [candidate] = rank(rows, frozenset("a"))
-    assert math.isclose(candidate.score, 8.1)
+    [candidate] = rank(rows, frozenset("a")).candidates
+    assert math.isclose(candidate.parts.score, 8.1)
+
+
+def test_a_candidate_says_what_its_score_is_made_of():
+    """003-R5"""
+    row = UtilizationRow("a", 10, utilization_5m=0.5, scalable=True, scale_allowance=2,
+                         rate_limit_ratio_5m=0.1)
+    [candidate] = rank([row], frozenset("a")).candidates
+    assert candidate.parts == ScoreParts(free=5.0, scalable=0.1, rate_limited=2.0)
+
+
+def test_a_chute_that_no_alias_may_choose_is_named_with_the_reason():
+    """003-R4"""
+    rows = [UtilizationRow("a", 0), UtilizationRow("b", 1), UtilizationRow("[private chute]", 1),
+            UtilizationRow("c", 0), UtilizationRow("c", 1)]
+    assert rank(rows, frozenset("ac")).rejected == {
+        "a": Rejection.NO_INSTANCE, "b": Rejection.NOT_ALLOWLISTED,
+        "[private chute]": Rejection.PRIVATE}

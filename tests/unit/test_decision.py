@@ -5,12 +5,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ApiError
-from app.routing.ranking import Candidate
-from app.routing.selection import Mode, Route, log_name, select
-from app.routing.snapshot import Allowlist, Snapshot
+from app.routing.aliases import Alias
+from app.routing.catalogue import Catalogue
+from app.routing.decision import Decision, Mode, decide, mode_of
+from app.routing.ranking import Candidate, Ranking, ScoreParts
+from app.routing.view import Snapshot, View
 
-LISTED = Allowlist(frozenset(["a", "b", "c-TEE"]), 0.0)
-RANKED = Snapshot((Candidate("b", 2.0), Candidate("a", 1.0)), 0.0)
+
+def ranked(*names):
+    """Return a snapshot of candidates, best first."""
+    return Snapshot(Ranking(tuple(Candidate(name, ScoreParts(0, 0, 0)) for name in names)), 0.0)
+
+
+LISTED = Catalogue(frozenset(["a", "b", "c-TEE"]), 0.0)
+VIEW = View(LISTED, ranked("b", "a"))
+
+
+def decided(model, choice=None, view=VIEW, most=8):
+    return decide(view, model, choice, most)
+
+
 ITEMS = st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=","),
                          min_size=1, max_size=4), min_size=1, max_size=8)
 PADDING = st.sampled_from(["", " ", "\t", " \r\n", "\f\v"])
@@ -23,8 +37,8 @@ def test_a_list_is_its_items_trimmed_without_empties_and_repeats(items, pads, em
     words = [left + item + right for item, (left, right) in zip(items, pads)]
     for place in empties:
         words.insert(place, pads[0][0])
-    route = select(",".join(words) + ",", None, None, 8)
-    assert route == Route(Mode.LIST, tuple(dict.fromkeys(items)))
+    decision = decided(",".join(words) + ",", view=View())
+    assert decision == Decision(Mode.LIST, tuple(dict.fromkeys(items)), "miss")
 
 
 @pytest.mark.parametrize("model, candidates", [
@@ -34,31 +48,31 @@ def test_odd_lists(model, candidates):
     """004-R1, 004-R4"""
     if candidates is None:
         with pytest.raises(ApiError) as caught:
-            select(model, LISTED, RANKED, 8)
+            decided(model)
         assert caught.value.code == "invalid_model_list"
     else:
-        assert select(model, LISTED, RANKED, 8).candidates == candidates
+        assert decided(model).candidates == candidates
 
 
 @pytest.mark.parametrize("model", [",", " , ", ",,,\t"])
 def test_a_list_of_nothing_is_invalid(model):
     """004-R2"""
     with pytest.raises(ApiError) as caught:
-        select(model, LISTED, RANKED, 8)
+        decided(model)
     assert caught.value.code == "invalid_model_list"
 
 
 def test_a_list_may_be_as_long_as_allowed_counting_each_name_once():
     """004-R2"""
-    assert len(select("a,a,b,b,c-TEE,c-TEE", LISTED, RANKED, 3).candidates) == 3
+    assert len(decided("a,a,b,b,c-TEE,c-TEE", most=3).candidates) == 3
     with pytest.raises(ApiError, match="names 3 models; at most 2"):
-        select("a,b,c-TEE", LISTED, RANKED, 2)
+        decided("a,b,c-TEE", most=2)
 
 
 def test_a_list_keeps_the_clients_order_whatever_the_ranking():
     """004-R5"""
-    assert select("a,b", LISTED, RANKED, 8).candidates == ("a", "b")
-    assert select("chutesai/AutoPilot", LISTED, RANKED, 8).candidates == ("b", "a")
+    assert decided("a,b").candidates == ("a", "b")
+    assert decided("chutesai/AutoPilot").candidates == ("b", "a")
 
 
 @pytest.mark.parametrize("model, admitted", [
@@ -67,35 +81,57 @@ def test_a_list_keeps_the_clients_order_whatever_the_ranking():
 def test_the_allowlist_judges_a_suffixed_name_by_what_stands_before_its_last_colon(
         model, admitted):
     """002-R6, 002-R7"""
-    assert LISTED.admits(model) is admitted
-    assert Allowlist(frozenset(), 0.0).admits(model)
+    assert VIEW.admits(model) is admitted
+    assert View().admits(model)
 
 
 def test_an_unknown_model_is_named_but_not_at_any_length():
     """004-R3"""
     with pytest.raises(ApiError) as caught:
-        select("x" * 10_000, LISTED, RANKED, 8)
+        decided("x" * 10_000)
     assert len(caught.value.message) < 300
 
 
-@pytest.mark.parametrize("snapshot", [None, Snapshot((), 0.0)])
+@pytest.mark.parametrize("snapshot", [None, ranked()])
 def test_an_alias_without_candidates_is_a_503(snapshot):
     """002-R5"""
     with pytest.raises(ApiError) as caught:
-        select("chutesai/AutoPilot", LISTED, snapshot, 8)
+        decided("chutesai/AutoPilot", view=View(LISTED, snapshot))
     assert (caught.value.status, caught.value.code) == (503, "no_candidates")
 
 
 @given(st.permutations("abcd"), st.none() | st.sampled_from("abcdx"))
 def test_a_sticky_choice_comes_first_and_the_others_keep_their_order(names, choice):
     """005-R3"""
-    preferred = Route(Mode.LIST, tuple(names)).preferring(choice).candidates
+    decision = decided(",".join(names), choice, View())
     if choice in names:
-        assert preferred[0] == choice
-        names.remove(choice)
-        assert preferred[1:] == tuple(names)
-    else:
-        assert preferred == tuple(names)
+        names = [choice, *(name for name in names if name != choice)]
+    assert decision.candidates == tuple(names)
+    assert decision.sticky == {None: "miss", "x": "ignored"}.get(choice, "hit")
+
+
+def test_a_direct_request_knows_no_sticky_choice():
+    """005-R3"""
+    assert decided("a", "a") == decided("a") == Decision(Mode.DIRECT, ("a",))
+
+
+@pytest.mark.parametrize("model, mode", [
+    ("chutesai/AutoPilot", Mode.ALIAS), ("chutesai-routing/AutoPilot", Mode.ALIAS),
+    ("chutesai/autopilot", Mode.DIRECT), ("a,", Mode.LIST), ("a", Mode.DIRECT)])
+def test_the_model_field_says_the_mode(model, mode):
+    """002-R4"""
+    assert mode_of(VIEW, model) is mode
+
+
+@pytest.mark.parametrize("alias, pool", [
+    (Alias("x"), ("org/a", "org/b", "org/B", "c.d")),
+    (Alias("x", (("c*", "*/b"), ("*",))), ("org/b", "c.d", "org/a", "org/B")),
+    (Alias("x", (("*[ab]", "?.?"),)), ("c.d",)),
+    (Alias("x", (("*",),), ("org/*",)), ("c.d",)),
+    (Alias("x", ((),)), ())])
+def test_an_alias_chooses_by_globs_tier_by_tier_and_keeps_the_ranking_within_one(alias, pool):
+    """002-R4"""
+    assert alias.pool(ranked("org/a", "org/b", "org/B", "c.d").ranking.candidates) == pool
 
 
 @pytest.mark.parametrize("model, name", [
@@ -103,10 +139,10 @@ def test_a_sticky_choice_comes_first_and_the_others_keep_their_order(names, choi
     ("secret", "other"), ("a,b", "other"), ("a:b:c", "other")])
 def test_names_in_logs_come_from_a_closed_set(model, name):
     """001-R8"""
-    assert log_name(model, LISTED) == name
-    assert log_name("a", None) == "other"
+    assert VIEW.label(model) == name
+    assert View().label("a") == "other"
 
 
 def test_a_snapshot_introduces_itself():
     """003-R1"""
-    assert repr(RANKED) == "<Snapshot taken_at=0.0 candidates=2>"
+    assert repr(VIEW.snapshot) == "<Snapshot taken_at=0.0 candidates=2>"

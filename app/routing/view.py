@@ -1,0 +1,100 @@
+"""What requests are routed by.
+
+A `View` never changes. Each refresh of a feed makes a new one, which replaces the last one whole.
+A request reads it once and keeps it to its end.
+
+Source: specs/003 R1, R8.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+
+from app.routing.aliases import BUILT_IN, Alias
+from app.routing.catalogue import OTHER, Catalogue
+from app.routing.ranking import Ranking, UtilizationRow, rank
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Snapshot:
+    """A ranking, and when its utilization was fetched, in seconds on a monotonic clock."""
+
+    ranking: Ranking
+    taken_at: float
+
+    def __repr__(self) -> str:
+        return f"<Snapshot taken_at={self.taken_at:.1f} candidates={len(self.ranking.candidates)}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The upstream as one request sees it.
+
+    catalogue  None while the models feed has never been fetched
+    snapshot   None while the utilization feed has never been fetched
+    aliases    by name
+    """
+
+    catalogue: Catalogue | None = None
+    snapshot: Snapshot | None = None
+    aliases: Mapping[str, Alias] = dataclasses.field(default_factory=lambda: BUILT_IN)
+
+    @functools.cached_property
+    def pools(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the model ids each alias may choose now, in the order to try them."""
+        candidates = self.snapshot.ranking.candidates if self.snapshot is not None else ()
+        return {name: alias.pool(candidates) for name, alias in self.aliases.items()}
+
+    def admits(self, model: str) -> bool:
+        """Say whether a client may name this model; every one while there is no catalogue."""
+        return self.catalogue is None or self.catalogue.admits(model)
+
+    def label(self, model: str) -> str:
+        """Return the name a model has in logs and metrics: a closed set, whatever clients send.
+
+        Returns  an alias, an allowlisted id, or `other`, which a list is too
+        """
+        if model in self.aliases:
+            return model
+        return OTHER if self.catalogue is None else self.catalogue.label(model)
+
+
+class Views:
+    """Holds the current view of this worker, and makes the next.
+
+    clock      returns seconds, monotonic
+    on_change  told of each new view
+    """
+
+    def __init__(self, clock: Callable[[], float], on_change: Callable[[View], None]) -> None:
+        self._clock = clock
+        self._on_change = on_change
+        self._rows: tuple[UtilizationRow, ...] = ()
+        self.current = View()
+        on_change(self.current)
+
+    def take_models(self, ids: Iterable[str], age_s: float = 0.0) -> None:
+        """Take a new allowlist, and rank the last rows by it at once; they keep their age.
+
+        age_s  how long ago it was fetched
+        Cost   O(n log n) in the rows
+        """
+        catalogue, snapshot = Catalogue(frozenset(ids), self._clock() - age_s), None
+        if self.current.snapshot is not None:
+            snapshot = Snapshot(rank(self._rows, catalogue.ids), self.current.snapshot.taken_at)
+        self._replace(catalogue, snapshot)
+
+    def take_rows(self, rows: Iterable[UtilizationRow], age_s: float = 0.0) -> None:
+        """Take a new utilization feed.
+
+        age_s  how long ago it was fetched
+        Cost   O(n log n) in the rows
+        """
+        self._rows, catalogue = tuple(rows), self.current.catalogue
+        allowlist = catalogue.ids if catalogue is not None else frozenset[str]()
+        self._replace(catalogue, Snapshot(rank(self._rows, allowlist), self._clock() - age_s))
+
+    def _replace(self, catalogue: Catalogue | None, snapshot: Snapshot | None) -> None:
+        self.current = dataclasses.replace(
+            self.current, catalogue=catalogue, snapshot=snapshot)
+        self._on_change(self.current)
