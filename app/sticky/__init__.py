@@ -1,1 +1,1 @@
-"""Where a client's last good model is kept."""
+"""Stickiness: which model last answered a client, and where that is kept."""

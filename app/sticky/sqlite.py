@@ -74,7 +74,7 @@ class SqliteStickyStore:
             _PUT, client_key, model, self._clock(), self._ttl_s * _UNWRITTEN_SHARE)
 
     def discard(self, client_key: str, choice: StickyChoice) -> None:
-        """Forget the client's entry if it still names `choice`."""
+        """Forget the client's entry if it still names `choice.model`."""
         self._database.write(_DISCARD, client_key, choice.model)
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
-"""What a sticky store does, whichever way it keeps its entries.
+"""What every sticky store does, whatever it keeps its entries in.
 
-An entry is a client key and the model that last answered that client. Stores may do I/O and may
-switch greenlets; they never raise: a store in trouble costs stickiness, not a request.
+An entry says which model last answered a client; its key is the client key. A store may do I/O and
+may switch greenlets. It never raises: a failing store costs stickiness, not a request.
 
 Source: specs/005 R4-R7.
 """
@@ -12,11 +12,11 @@ from typing import Protocol
 
 @dataclasses.dataclass
 class StickyChoice:
-    """What a store said of a client, handed back to it by the same request.
+    """What a store said of a client; the same request hands it back to the store.
 
-    model    the client's model, or None if there is no live entry
-    renewed  reading it has started its life anew: it need not be written again
-    spent_s  how long the store has kept this request so far, seconds
+    model    the client's model, or None without a live entry
+    renewed  reading the entry has renewed its life, so an unchanged choice need not be written
+    spent_s  time the store has taken of this request so far, seconds
     """
 
     model: str | None = None
@@ -25,20 +25,23 @@ class StickyChoice:
 
 
 class StickyStore(Protocol):
-    """Where sticky choices are kept."""
+    """Keeps sticky choices."""
 
     def get(self, client_key: str) -> StickyChoice:
-        """Look a client up."""
+        """Look up a client's model."""
 
     def put(self, client_key: str, model: str, choice: StickyChoice) -> None:
         """Keep `model` for the client, whose choice was `choice`; its life starts anew."""
 
     def discard(self, client_key: str, choice: StickyChoice) -> None:
-        """Forget the client's entry if it still names `choice`; another's success stays."""
+        """Forget the client's entry if it still names `choice.model`.
+
+        Another request of the client may have succeeded with another model meanwhile.
+        """
 
 
 class NoStickiness:
-    """The store when stickiness is switched off: it keeps nothing."""
+    """Keeps nothing: the store when stickiness is switched off."""
 
     def get(self, client_key: str) -> StickyChoice:
         """Return no choice."""

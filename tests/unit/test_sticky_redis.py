@@ -46,14 +46,14 @@ def store_for(library):
     stores = []
 
     def build():
-        embedded = SqliteStickyStore(pathlib.Path(":memory:"), 60, 10, lambda: library.now)
-        store = RedisStickyStore("redis://h", 60, embedded, lambda: library.now)
+        host_store = SqliteStickyStore(pathlib.Path(":memory:"), 60, 10, lambda: library.now)
+        store = RedisStickyStore("redis://h", 60, host_store, lambda: library.now)
         store._redis, store._discard = library, library.discard
-        stores.append(embedded)
+        stores.append(host_store)
         return store
     yield build
-    for embedded in stores:
-        embedded.close()
+    for host_store in stores:
+        host_store.close()
 
 
 def used(store, model, client="client"):
@@ -132,7 +132,7 @@ def test_all_calls_for_one_request_share_one_deadline(store_for, library):
     store.discard("client", choice)
     store.put("client", "a", choice)
     assert library.calls == ["getex", "discard"] and choice.spent_s >= DEADLINE_S
-    assert store._embedded.get("client").model == "a"
+    assert store._host_store.get("client").model == "a"
 
 
 def test_a_redis_that_refuses_writes_is_said_once_and_not_taken_for_down(
