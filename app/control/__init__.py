@@ -1,1 +1,1 @@
-"""What keeps the picture of the backend fresh."""
+"""The feeds of the control plane, and the greenlets that refresh them."""

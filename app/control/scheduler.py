@@ -1,4 +1,4 @@
-"""Periodic jobs, each in a greenlet of its own.
+"""Jobs that run again and again, each in its own greenlet.
 
 Source: specs/003 R7.
 """
@@ -12,17 +12,17 @@ from app.logs import places
 
 logger = logging.getLogger(__name__)
 
-# Workers and pods that started together must not march in step: each wait is up to this much
-# shorter or longer.
-JITTER = 0.1
+# Each wait is shorter or longer by up to this share, so that workers and pods that started together
+# do not fetch together.
+_MAX_JITTER_SHARE = 0.1
 
 
 class PeriodicJob:
-    """Runs a function at once and then again and again.
+    """Runs a function at once, then after each interval.
 
     name        for the log
-    job         what to run; its failure never stops the loop
-    interval_s  between the end of one run and the start of the next, seconds
+    job         function to run; an exception is logged, and the next run comes as usual
+    interval_s  from the end of one run to the start of the next, seconds
     jitter      returns a number in -1..1
     """
 
@@ -36,12 +36,12 @@ class PeriodicJob:
         self._greenlet = None
 
     def start(self) -> None:
-        """Start the loop. Starting twice runs one loop."""
+        """Start the loop; a second call does nothing."""
         if self._greenlet is None:
             self._greenlet = spawn(self._loop)
 
     def stop(self) -> None:
-        """End the loop; a run under way is interrupted. Stopping twice is harmless."""
+        """End the loop and interrupt a run under way; a second call does nothing."""
         self._stopping.set()
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
@@ -57,5 +57,5 @@ class PeriodicJob:
             self._stopping.wait(self.next_wait_s())
 
     def next_wait_s(self) -> float:
-        """Return how long to wait before the next run, seconds."""
-        return self._interval_s * (1 + JITTER * self._jitter())
+        """Return the wait before the next run, seconds."""
+        return self._interval_s * (1 + _MAX_JITTER_SHARE * self._jitter())
