@@ -7,7 +7,6 @@ after this file has run.
 import atexit
 import contextlib
 import os
-import pathlib
 import resource
 import secrets
 import signal
@@ -16,7 +15,7 @@ import time
 
 from app.config import RUNTIME_DIRECTORY, RUNTIME_OWNER, ConfigError, load_config
 from app.logs import logging_config
-from app.runtime import has_room, make_runtime_directory, remove_runtime_directory
+from app.shared.directory import has_room, make_runtime_directory, remove_runtime_directory
 
 try:
     # Not named config: that is a setting of gunicorn's.
@@ -124,18 +123,6 @@ def post_worker_init(worker):
     """Start what runs beside requests, once the worker can serve them."""
     worker.wsgi.extensions["router"].start()
     worker.log.info("worker ready")
-
-
-def child_exit(server, worker):
-    """Take a worker that is gone out of the gauges; its counts stay."""
-    # Too early for a module-level import: it opens the door to half the network library.
-    from app.metric_files import take_over
-    try:
-        take_over(pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), worker.pid)
-    except Exception as error:
-        # Its files stay where they are; nothing of this may end the master.
-        server.log.warning("a worker's counts stay in files of their own",
-                           extra={"error": type(error).__name__})
 
 
 def worker_exit(server, worker):

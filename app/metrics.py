@@ -1,33 +1,37 @@
 """Every metric, declared once.
 
 Under gunicorn each worker counts in files of its own below PROMETHEUS_MULTIPROC_DIR, which
-`gunicorn.conf.py` makes before it forks; whichever worker answers a scrape reads them all. The
-label sets are closed: statuses, outcomes, causes, and models by `routing.selection.log_name`.
-What one request costs here is measured by `make bench` (everything on, and off).
+`gunicorn.conf.py` makes before it forks. The worker that answers a scrape reads the files of all.
+A file is named by its worker's slot: a new worker goes on with the counters and histograms of the
+dead one whose slot it takes, and nothing has to be added up. Gauges start anew.
+
+The label sets are closed: statuses, outcomes, causes, and models by `routing.selection.log_name`.
+`make bench` measures what a request costs with metrics and without.
 
 Source: specs/001 R13.
 """
 
-import bisect
 import functools
 import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (CollectorRegistry, Counter, Gauge, Histogram, generate_latest,
+                               values)
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.values import MultiProcessValue
 
 from app.config import runtime_directory
 from app.eventloop import after_this_turn
-from app.metric_files import METRICS, held
+from app.shared.slots import free_slots, take_slot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX = "chutes_autopilot_"
-# Gauges that hold a point in time; a scrape shows the age instead. Never is minus infinity, so
-# that one worker without a feed is the worst of all.
+# These gauges hold a point in time, and a scrape shows the age instead. "Never" is minus infinity,
+# so that a worker without a feed is the worst of all.
 _NEVER = -math.inf
 _AGE_OF = {
     _PREFIX + "ready_snapshot_taken_at": (
@@ -35,6 +39,21 @@ _AGE_OF = {
     _PREFIX + "ready_allowlist_taken_at": (
         _PREFIX + "ready_allowlist_age_ms", "Age of the oldest worker's allowlist; -1: missing."),
 }
+
+
+def _name_files_by_slot() -> None:
+    """Have prometheus_client name this process's files by its slot; before a metric is made."""
+    directory = runtime_directory()
+    if directory is None:
+        # Without gunicorn the values are in memory.
+        return
+    slot = take_slot(directory)
+    # What is left there are the gauges of a dead worker.
+    mark_process_dead(slot)
+    values.ValueClass = MultiProcessValue(process_identifier=lambda: slot)
+
+
+_name_files_by_slot()
 
 requests_active = Gauge(
     _PREFIX + "requests_active", "Chat completions under way.", multiprocess_mode="livesum")
@@ -96,9 +115,10 @@ _ready_allowlist_size = Gauge(
     multiprocess_mode="livemin")
 
 
-# What is counted within one turn of the event loop and not written yet. Each touch of a file costs
-# microseconds, and a request would make a dozen; a worker that is killed loses one turn of them.
-_unwritten: dict[Any, float] = {}
+# What was counted within this turn of the event loop and is not written yet. Each write to a file
+# costs microseconds and a request would make a dozen. A worker that is killed loses one turn's.
+_uncounted: dict[Any, float] = {}
+_unobserved: list[tuple[Histogram, float]] = []
 
 
 @functools.lru_cache(maxsize=4096)
@@ -108,38 +128,45 @@ def _child(metric: Counter | Gauge, *labels: str | int) -> Any:
 
 def count(metric: Counter | Gauge, *labels: str | int, amount: float = 1) -> None:
     """Add to a counter or gauge, with the values of its labels in order."""
-    _add(_child(metric, *labels) if labels else metric, amount)
+    child = _child(metric, *labels) if labels else metric
+    _write_after_this_turn()
+    _uncounted[child] = _uncounted.get(child, 0) + amount
 
 
 def measure(histogram: Histogram, value: float) -> None:
-    """Put a value into a histogram; what its observe() does, but written later."""
-    _add(histogram._sum, value)
-    _add(histogram._buckets[bisect.bisect_left(histogram._upper_bounds, value)], 1)
+    """Put a value into a histogram."""
+    _write_after_this_turn()
+    _unobserved.append((histogram, value))
 
 
-def _add(child: Any, amount: float) -> None:
-    if not _unwritten:
+def _write_after_this_turn() -> None:
+    if not _uncounted and not _unobserved:
         after_this_turn(write_counts)
-    _unwritten[child] = _unwritten.get(child, 0) + amount
 
 
 def write_counts() -> None:
-    """Write what has been counted where every worker can read it. Cost: 1 µs for each number."""
+    """Write what was counted and measured, so that every worker can read it.
+
+    Raises  OSError if a file cannot grow; that number is lost, the others are written later
+    Cost    1 µs for each number, no switch
+    """
     try:
-        while _unwritten:
-            child, amount = _unwritten.popitem()
+        while _uncounted:
+            child, amount = _uncounted.popitem()
             if amount:
                 child.inc(amount)
+        while _unobserved:
+            histogram, value = _unobserved.pop()
+            histogram.observe(value)
     finally:
-        if _unwritten:
-            # A file could not grow; the others' turn comes all the same.
+        if _uncounted or _unobserved:
             after_this_turn(write_counts)
 
 
 def show_zeros(reasons: Iterable[str], causes: Iterable[str]) -> None:
-    """Show at nought what has not happened yet: a rate cannot see a series' first value.
+    """Export known label values as zero from the start: rate() ignores a series' first sample.
 
-    reasons, causes  the closed sets of failovers and cuts
+    reasons, causes  all reasons of failovers, all causes of cuts
     """
     for reason in reasons:
         failover_reason_total.labels(reason)
@@ -161,7 +188,7 @@ def show_picture(candidates: int, snapshot_taken_at: float | None, allowlist_siz
                  allowlist_taken_at: float | None) -> None:
     """Set this worker's ready_* gauges.
 
-    The times are seconds on the host's monotonic clock, which its processes share; None: never.
+    Times are seconds of the host's monotonic clock, which all its processes share; None: never.
     """
     _ready_candidates.set(candidates)
     _ready_allowlist_size.set(allowlist_size)
@@ -170,14 +197,17 @@ def show_picture(candidates: int, snapshot_taken_at: float | None, allowlist_siz
 
 
 def count_refresh(feed: str, dropped: int | None) -> None:
-    """Count a fetch of a feed; `dropped` is its number of bad entries, None: it failed."""
+    """Count a fetch of a feed.
+
+    dropped  how many of its entries were bad; None: the fetch failed
+    """
     count(refreshes_total, feed, "failed" if dropped is None else "ok")
     if dropped:
         count(dropped_entries_total, feed, amount=dropped)
 
 
 class _WithAges:
-    """Shows another collector's points in time as ages."""
+    """Passes another collector's metrics on, with points in time turned into ages."""
 
     def __init__(self, collect: Callable[[], Iterable[Metric]], now: float) -> None:
         self._collect = collect
@@ -200,11 +230,11 @@ def exposition() -> bytes:
     Cost: reads some files per worker; some milliseconds, no switch.
     """
     write_counts()
-    registry = CollectorRegistry()
-    source = CollectorRegistry()
-    MultiProcessCollector(source)
-    registry.register(_WithAges(source.collect, time.monotonic()))
     directory = runtime_directory()
     assert directory is not None, "gunicorn.conf.py makes it"
-    with held(directory / METRICS):
-        return generate_latest(registry)
+    for slot in free_slots(directory):
+        mark_process_dead(slot)
+    registry, source = CollectorRegistry(), CollectorRegistry()
+    MultiProcessCollector(source)
+    registry.register(_WithAges(source.collect, time.monotonic()))
+    return generate_latest(registry)

@@ -4,19 +4,27 @@ import ast
 import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# A layer may import itself where it is a package, and those before it.
-LAYERS = [[*"errors config config_parsers proxies logs log_writer metric_files metrics".split(),
-           *"runtime journal eventloop client_socket inflight draining".split()],
-          ["shared"], ["routing"], ["sticky"], ["upstream"], ["control"], ["routes"], ["factory"],
-          ["wsgi", "worker"]]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# What the modules of the first layer may import of each other.
-BASE = {"errors": set(), "config": {"config_parsers", "proxies"}, "config_parsers": set(),
-        "proxies": set(), "logs": {"log_writer"}, "log_writer": set(),
-        "runtime": set(),
-        "metric_files": set(), "metrics": {"config", "eventloop", "metric_files"},
-        "journal": {"metrics"}, "eventloop": set(), "client_socket": {"errors", "eventloop"},
-        "inflight": {"errors", "eventloop"}, "draining": {"client_socket", "inflight"}}
+# Room -> the rooms it may import beside itself; each stands above its own line.
+ROOMS = {
+    "errors": "", "eventloop": "", "proxies": "", "log_writer": "", "config_parsers": "",
+    "config": "config_parsers proxies",
+    "logs": "log_writer",
+    "shared": "logs",
+    "metrics": "config eventloop shared",
+    "journal": "metrics",
+    "client_socket": "errors eventloop",
+    "inflight": "errors eventloop",
+    "draining": "client_socket inflight",
+    "routing": "errors config_parsers",
+    "sticky": "eventloop logs metrics shared routing",
+    "upstream": "errors eventloop metrics journal client_socket routing",
+    "control": "errors eventloop logs metrics routing",
+    "routes": "errors config logs metrics journal client_socket eventloop inflight routing sticky "
+              "upstream",
+    "factory": "config metrics journal inflight routing sticky upstream control routes",
+    "wsgi": "config factory",
+    "worker": "errors eventloop logs log_writer client_socket draining routing",
+}
 
 
 def modules():
@@ -39,18 +47,20 @@ def room(name):
     return name.split(".")[1].removesuffix(".py")
 
 
-def test_nothing_imports_upward_or_sideways():
+def test_a_room_imports_only_rooms_that_it_may():
     """001-R11"""
     for path, tree in modules():
         here = path.relative_to(ROOT / "app").parts[0].removesuffix(".py")
         for name in imported(tree):
-            if not name.startswith("app."):
-                continue
-            there = room(name)
-            if here in BASE:
-                assert there in BASE[here], f"{path} imports {name}"
-            elif here != there:
-                assert LEVEL[there] < LEVEL[here], f"{path} imports {name}"
+            there = room(name) if name.startswith("app.") else here
+            assert there in (here, *ROOMS[here].split()), f"{path} imports {name}"
+
+
+def test_no_room_may_import_one_below_it():
+    """001-R11"""
+    order = list(ROOMS)
+    for here, may in ROOMS.items():
+        assert all(order.index(there) < order.index(here) for there in may.split()), here
 
 
 def importers(package):
@@ -64,7 +74,7 @@ def test_each_library_has_its_door():
     assert importers("urllib3") == {"app/upstream/transport.py", "app/upstream/endpoint.py"}
     assert importers("gevent") == {"app/eventloop.py", "app/client_socket.py"}
     assert importers("gunicorn") == {"app/worker.py"}
-    assert importers("prometheus_client") == {"app/metrics.py", "app/metric_files.py"}
+    assert importers("prometheus_client") == {"app/metrics.py"}
     assert importers("redis") == {"app/sticky/redis.py"}
     assert importers("sqlite3") == {"app/shared/sqlite.py"}
     assert importers("marshmallow") == {"app/control/schemas.py"}

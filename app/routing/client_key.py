@@ -11,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 
-from app.config import TrustedPeers
+from app.config_parsers import TrustedPeers
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

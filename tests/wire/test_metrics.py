@@ -1,7 +1,9 @@
 """Metrics as Prometheus sees them, over several workers and across their ends."""
 
+import contextlib
 import json
 import os
+import pathlib
 import signal
 import socket
 import threading
@@ -173,6 +175,76 @@ def test_counts_survive_a_killed_worker_and_its_requests_are_no_longer_active():
         assert router.stop() == 0
 
 
+def test_a_killed_workers_requests_are_no_longer_active_before_it_is_replaced():
+    """001-R13: the master stands still meanwhile, so that no other worker is there in its place."""
+    with Upstream(**FEED) as upstream, Router(upstream.url, WEB_CONCURRENCY="2") as router:
+        router.wait_until_fed()
+        upstream.on("b", lambda exchange: (
+            exchange.head(200, ("Transfer-Encoding", "chunked")), exchange.chunk(b"first"),
+            exchange.until_closed()))
+        client = router.connect()
+        client.request("POST", "/v1/chat/completions", b'{"model": "b"}')
+        response = client.getresponse()
+        assert response.read(5) == b"first"
+        assert router.metrics()["requests_active",] == 1
+        busy = router.worker_of(client.sock)
+        os.kill(router.process.pid, signal.SIGSTOP)
+        try:
+            os.kill(busy, signal.SIGKILL)
+            until(lambda: router.metrics()["requests_active",] == 0)
+        finally:
+            os.kill(router.process.pid, signal.SIGCONT)
+            response.close()
+            client.close()
+        router.wait_for_lines(lambda line: line["message"] == "worker ready", 3)
+        assert router.metrics()["requests_active",] == 0
+
+
+def slots(router):
+    """Return the slots of the workers there are, one for each."""
+    children = pathlib.Path(f"/proc/{router.process.pid}/task/{router.process.pid}/children")
+    return sorted(os.path.basename(name) for pid in children.read_text().split()
+                  for name in map(os.readlink, pathlib.Path(f"/proc/{pid}/fd").iterdir())
+                  if "/slot-" in name)
+
+
+def test_workers_old_and_new_have_slots_of_their_own_and_every_request_counts_once():
+    """001-R13: a worker is killed, then a reload leaves an old one with an answer under way."""
+    go_on = threading.Event()
+    with Upstream(**FEED) as upstream, Router(
+            upstream.url, WEB_CONCURRENCY="2", GRACEFUL_TIMEOUT_SECS="60") as router, \
+            contextlib.closing(router.connect()) as client:
+        ready = router.wait_for_lines(lambda line: line["message"] == "worker ready", 2)
+        router.wait_until_fed()
+        upstream.on("b", lambda exchange: (
+            exchange.head(200, ("Transfer-Encoding", "chunked")), exchange.chunk(b"first"),
+            go_on.wait(20), exchange.chunk(b"")))
+        client.request("POST", "/v1/chat/completions", b'{"model": "b"}')
+        response = client.getresponse()
+        assert response.read(5) == b"first"
+        for _ in range(10):
+            assert router.chat("a").status == 200
+        busy = router.worker_of(client.sock)
+        [other] = {line["pid"] for line in ready} - {busy}
+        until(lambda: router.metrics()["requests_active",] == 1)
+        os.kill(other, signal.SIGKILL)
+        router.wait_for_lines(lambda line: line["message"] == "worker ready", 3)
+        assert slots(router) == ["slot-0", "slot-1"]
+        router.process.send_signal(signal.SIGHUP)
+        router.wait_for_lines(lambda line: line["message"] == "worker ready", 5)
+        until(lambda: len(slots(router)) == 3)
+        assert len(set(slots(router))) == 3
+        for _ in range(10):
+            assert router.chat("a").status == 200
+        until(lambda: router.metrics()["requests_active",] == 1)
+        go_on.set()
+        assert response.read() == b""
+        for _ in range(6):
+            metrics = router.metrics_at_rest()
+            assert metrics["requests_total", "200"] == metrics["attempts_count",] == 21
+            assert metrics["attempts_bucket", "1.0"] == metrics["duration_seconds_count",] == 21
+
+
 def test_a_normal_stop_leaves_no_files_behind():
     """001-R13, 005-R8"""
     with Upstream() as upstream, Router(upstream.url) as router:
@@ -198,5 +270,4 @@ def test_what_dead_workers_have_counted_stays_and_their_files_do_not_pile_up(how
                          len(list(folder.glob("*.db")))))
             os.kill(pid, how)
     assert [one[:4] for one in seen] == [(2 * n, 2 * n, 2 * n, 0) for n in range(1, 6)]
-    # From the second life on there are those of the dead besides.
     assert len({one[4] for one in seen[1:]}) == 1

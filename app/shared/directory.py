@@ -1,7 +1,8 @@
 """A private directory that the processes of one router share, for as long as it runs.
 
-The master makes it before it forks and holds a lock in it, which the kernel lets go of however
-the master and its workers end; the next master removes what was left by one that was killed.
+The master makes the directory before it forks and holds a lock in it. The kernel frees the lock
+when the master and all its workers have ended, however they ended. What a killed master left
+behind is removed by the next one.
 
 gunicorn's configuration file imports this module before gevent has patched anything.
 
@@ -17,22 +18,23 @@ import tempfile
 _PREFIX = "chutes-router-"
 _LOCK = "lock"
 _SHARED_MEMORY = "/dev/shm"
-# Mapped files that cannot grow end a process (SIGBUS); with less room than this, disk it is.
+# A process that writes to a mapped file on a full file system gets a SIGBUS. With less room than
+# this in shared memory, the directory is made on disk.
 _LEAST_ROOM_BYTES = 32 * 1024 * 1024
 
 
 def make_runtime_directory() -> str:
     """Make the directory, lock it for the life of this process and its children, return its path.
 
-    In shared memory where there is any: what is in it is mapped, or written at every request,
-    and must not cost a disk write. Readable by this user only.
+    It is in shared memory if there is any, because its files are written at every request and
+    must not cost a disk write. Only this user can read it.
     """
     parent = _SHARED_MEMORY if has_room(_SHARED_MEMORY) else tempfile.gettempdir()
     _remove_abandoned(pathlib.Path(parent))
-    # Under another name until it is locked: a master that starts at the same moment must not
-    # take it for abandoned.
+    # It has another name until it is locked, so that a master that starts at the same moment does
+    # not take it for abandoned.
     unlocked = tempfile.mkdtemp(prefix="." + _PREFIX, dir=parent)
-    # Never closed: the kernel lets go of the lock when the last process that has it is gone.
+    # Never closed: the kernel frees the lock when the last process that inherited it has ended.
     lock = os.open(os.path.join(unlocked, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     path = os.path.join(parent, os.path.basename(unlocked)[1:])
@@ -41,7 +43,7 @@ def make_runtime_directory() -> str:
 
 
 def has_room(path: str, least_bytes: int = _LEAST_ROOM_BYTES) -> bool:
-    """Say whether a directory can be written to, and so many bytes more fit in."""
+    """Say whether a directory can be written to and `least_bytes` more fit into it."""
     try:
         room = os.statvfs(path)
     except OSError:
@@ -50,7 +52,7 @@ def has_room(path: str, least_bytes: int = _LEAST_ROOM_BYTES) -> bool:
 
 
 def remove_runtime_directory(path: str) -> None:
-    """Remove the directory with all that is in it."""
+    """Remove the directory and everything in it."""
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -59,7 +61,7 @@ def _remove_abandoned(parent: pathlib.Path) -> None:
         try:
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
-            # Another user's, or removed in this moment.
+            # It belongs to another user, or was removed just now.
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

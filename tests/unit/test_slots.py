@@ -1,0 +1,43 @@
+"""Which worker has which slot."""
+
+import os
+
+import pytest
+
+from app.shared import slots
+from app.shared.slots import free_slots, take_slot
+
+
+@pytest.fixture
+def end_of(monkeypatch):
+    """End a worker: `end_of(slot)` closes the slot's file, as the kernel does."""
+    held, locked = {}, slots._lock
+
+    def lock(path):
+        descriptor = locked(path)
+        if descriptor is not None:
+            held[path.name] = descriptor
+        return descriptor
+
+    monkeypatch.setattr(slots, "_lock", lock)
+    return lambda slot: os.close(held[f"slot-{slot}"])
+
+
+def test_no_two_have_the_same_slot_and_the_lowest_free_one_is_taken(tmp_path, end_of):
+    """001-R13"""
+    assert [take_slot(tmp_path) for _ in range(3)] == [0, 1, 2]
+    end_of(1)
+    assert [take_slot(tmp_path) for _ in range(2)] == [1, 3]
+
+
+def test_a_slot_is_free_when_its_worker_has_ended_and_not_while_it_is_looked_at(tmp_path, end_of):
+    """001-R13"""
+    for _ in range(3):
+        take_slot(tmp_path)
+    assert list(free_slots(tmp_path)) == []
+    end_of(1)
+    free = free_slots(tmp_path)
+    assert next(free) == 1
+    assert take_slot(tmp_path) == 3
+    assert list(free) == []
+    assert take_slot(tmp_path) == 1
