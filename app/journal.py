@@ -1,17 +1,18 @@
-"""What happened to one request, told in one log line when it is over.
+"""What happened to one request: one log line and a few counters, when it is over.
 
-The line holds no address, no token, no part of a body: models appear by their allowlisted id
-or as `other`, which the caller sees to with `routing.selection.log_name`.
+The line holds no address, no token and no part of a body. A model appears by its allowlisted id
+or as `other`; the caller makes sure of that with `routing.selection.log_name`.
 
 Source: specs/001 R7, R8.
 """
 
 import enum
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from app import metrics
+from app.routing.outcomes import Attempt
 
 logger = logging.getLogger("app.request")
 
@@ -27,39 +28,15 @@ class Ending(enum.StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
-# Why answers are cut.
+# Why an answer is cut after commit.
 CAUSES = ("reset", "short", "bad_framing", "silence", "shutdown")
 _CUTS = (Ending.CUT_BY_UPSTREAM, Ending.CUT_AT_SHUTDOWN)
 
 
-class EndedAttempt(Protocol):
-    """What is read of an attempt; see upstream.failover.Attempt."""
-
-    @property
-    def model(self) -> str:
-        """Return the candidate's model id."""
-
-    @property
-    def failure(self) -> str | None:
-        """Return the retryable failure, or None."""
-
-    @property
-    def outcome(self) -> str:
-        """Return in a word how it ended."""
-
-    @property
-    def detail(self) -> str:
-        """Return a few words on the failure."""
-
-    @property
-    def duration_ms(self) -> float:
-        """Return how long it took."""
-
-
 class RequestRecord:
-    """Collects what the request's line and the counters will say.
+    """Collects what the log line and the counters will say of a request.
 
-    request_id  sane id of the request
+    request_id  the request's id, made safe to log
     clock       returns seconds, monotonic
     """
 
@@ -74,7 +51,7 @@ class RequestRecord:
         self.mode = ""
         self.asked = ""
         self.selected = ""
-        # nginx's word for a client that left without an answer, until there is one.
+        # nginx's status for a client that left without an answer, which is so until there is one.
         self.status = 499
         self.sticky = ""
         self.code = ""
@@ -84,12 +61,12 @@ class RequestRecord:
         self.cut_cause = ""
         self.attempts: list[dict[str, Any]] = []
         self.failures: list[str] = []
-        # Whoever sees the request to another end says so.
+        # Code that brings the request to another end sets another value.
         self.ending = Ending.CLIENT_GONE
         self.on_finish: Callable[[], None] = _nothing
         metrics.count(metrics.requests_active)
 
-    def attempted(self, attempt: EndedAttempt) -> None:
+    def attempted(self, attempt: Attempt) -> None:
         """Take note of an attempt as it ends."""
         self.attempts.append({
             "model": self.label(attempt.model), "outcome": attempt.outcome,
@@ -103,11 +80,11 @@ class RequestRecord:
         metrics.count(metrics.streams_open)
 
     def cut_at_shutdown(self) -> None:
-        """Take note that the request will be cut, unless it ends by itself before that."""
+        """Note that shutdown cuts the request, unless it ends by itself before."""
         self.ending, self.cut_cause = Ending.CUT_AT_SHUTDOWN, "shutdown"
 
     def finish(self) -> None:
-        """Write the line and count. Finishing twice does it once."""
+        """Write the line and count. A second call does nothing."""
         if self._told:
             return
         self._told = True
@@ -133,26 +110,24 @@ class RequestRecord:
         metrics.count(metrics.response_bytes_total, amount=self.body_bytes)
 
     def _count(self) -> None:
-        metrics.count(metrics.requests_active, amount=-1)
-        metrics.count(metrics.requests_total, self.status)
-        for reason in self.failures:
-            metrics.count(metrics.failover_reason_total, reason)
+        rows: list[tuple[Any, object, Sequence[str | int]]] = [
+            # metric, whether it counts this request, the values of its labels
+            (metrics.requests_total, True, [self.status]),
+            (metrics.selection_total, self.selected, [self.selected, self.status]),
+            (metrics.sticky_total, self.sticky, [self.sticky]),
+            (metrics.client_gone_total, self.ending is Ending.CLIENT_GONE, []),
+            (metrics.cuts_total, self.ending in _CUTS, [self.cut_cause]),
+            (metrics.internal_errors_total, self.ending is Ending.INTERNAL_ERROR, []),
+            (metrics.overloaded_total, self.code == "overloaded", []),
+            (metrics.unfinished_streams_total, self.unfinished, []),
+            *((metrics.failover_reason_total, True, [reason]) for reason in self.failures),
+        ]
+        for metric, counts, labels in rows:
+            if counts:
+                metrics.count(metric, *labels)
         if self.attempts:
             metrics.measure(metrics.attempts, len(self.attempts))
-        if self.sticky:
-            metrics.count(metrics.sticky_total, self.sticky)
-        if self.selected:
-            metrics.count(metrics.selection_total, self.selected, self.status)
-        if self.ending is Ending.CLIENT_GONE:
-            metrics.count(metrics.client_gone_total)
-        if self.ending in _CUTS:
-            metrics.count(metrics.cuts_total, self.cut_cause)
-        if self.ending is Ending.INTERNAL_ERROR:
-            metrics.count(metrics.internal_errors_total)
-        if self.code == "overloaded":
-            metrics.count(metrics.overloaded_total)
-        if self.unfinished:
-            metrics.count(metrics.unfinished_streams_total)
+        metrics.count(metrics.requests_active, amount=-1)
 
 
 def _nothing() -> None:

@@ -21,6 +21,27 @@ class Failure(enum.StrEnum):
     FIRST_BODY_BYTE_ERROR = "upstream_first_body_byte_error"
 
 
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One candidate tried once.
+
+    failure  the retryable failure it was, or None
+    status   of the upstream's answer; None if there was none, or none worth passing on
+    detail   a few words on the failure, for the log
+    """
+
+    model: str
+    failure: Failure | None
+    status: int | None
+    detail: str
+    duration_ms: float
+
+    @property
+    def outcome(self) -> str:
+        """Return in a word how it ended; `abandoned`: the request ended before it did."""
+        return self.failure or ("abandoned" if self.status is None else str(self.status))
+
+
 class UpstreamFailed(Exception):
     """An attempt failed before commit.
 

@@ -5,27 +5,11 @@ Source: specs/005 R3-R5.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
 
 from app.metrics import count, sticky_total
 from app.routing.client_key import ClientKeys
+from app.routing.outcomes import Attempt
 from app.sticky.store import StickyChoice, StickyStore
-
-
-class EndedAttempt(Protocol):
-    """What is read of an attempt: the model, why it may be followed by another, the status."""
-
-    @property
-    def model(self) -> str:
-        """Return the candidate's model id."""
-
-    @property
-    def failure(self) -> str | None:
-        """Return the retryable failure, or None."""
-
-    @property
-    def status(self) -> int | None:
-        """Return the status of the upstream's answer; None without one."""
 
 
 @dataclasses.dataclass
@@ -43,7 +27,7 @@ class ClientStickiness:
     choice: StickyChoice
     moved: bool = False
 
-    def attempted(self, attempt: EndedAttempt) -> None:
+    def attempted(self, attempt: Attempt) -> None:
         """Forget the chosen model if it failed; keep a model that answered with a 2xx.
 
         Cost  one call of the store, or none; may switch greenlets

@@ -13,10 +13,9 @@ from typing import Protocol
 
 from app.errors import ApiError
 from app.routing.model_field import Pieces
-from app.routing.outcomes import WHEN_EXHAUSTED, Failure, UpstreamFailed, status_failure
+from app.routing.outcomes import (WHEN_EXHAUSTED, Attempt, Failure, UpstreamFailed,
+                                  status_failure)
 from app.upstream.transport import UpstreamResponse
-
-ABANDONED = "abandoned"
 
 
 class Sender(Protocol):
@@ -41,27 +40,6 @@ class Prepared:
     body_for: Callable[[str], Pieces]
     headers: Mapping[str, str]
     header_timeout_s: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """One candidate tried once.
-
-    failure  the retryable failure it was, or None
-    status   of the upstream's answer; None if there was none, or none worth passing on
-    detail   a few words on the failure, for the log
-    """
-
-    model: str
-    failure: Failure | None
-    status: int | None
-    detail: str
-    duration_ms: float
-
-    @property
-    def outcome(self) -> str:
-        """Return in a word how it ended; `abandoned`: the request ended before it did."""
-        return self.failure or (ABANDONED if self.status is None else str(self.status))
 
 
 class AttemptObserver(Protocol):
