@@ -1,19 +1,26 @@
-"""Every way a request can end badly, and how it is said to the client.
+"""Every exception of the app, and how a request that ends badly is answered.
 
     Exception
-    +-- ApiError             an answer made here, in the shape OpenAI clients parse
+    +-- ApiError             an answer made by the router, in the shape that OpenAI clients parse
     +-- UpstreamFailed       (routing.outcomes) an attempt failed before commit
-    +-- BodyBroke            an upstream response body broke off
-    +-- FetchFailed          a control-plane document could not be had
-    +-- BrokenPipeError
-        +-- StreamCut        what makes the server cut the client's transfer
+    +-- BodyBroke            an upstream response body broke off after commit
+    +-- FetchFailed          a feed could not be fetched or read
+    +-- ConfigError          (config) the environment cannot be used
+    +-- InvalidMessage       (upstream.wire) the upstream sent something that is not HTTP
+    +-- _TooLate             (sticky.redis) Redis did not answer in time
+    +-- ValueError
+    |   +-- BadValue         (config_parsers) a variable's value has no meaning
+    +-- OSError
+        +-- Disconnected     (upstream.connection) the upstream closed before its response head
+        +-- BrokenPipeError
+            +-- StreamCut    makes the server cut the client's transfer
     BaseException
-    +-- ClientGone           thrown into the request's greenlet when the client has left
-    +-- ShuttingDown         thrown into it when the worker has no time left for it
+    +-- ClientGone           thrown into a request's greenlet when its client has left
+    +-- ShuttingDown         thrown into a request's greenlet when its worker ends before it
     +-- IdleTooLong          thrown into the greenlet of a connection that waits for a request
 
-The last three are no `Exception` on purpose: between the wait they interrupt and the worker that
-ends the connection stand libraries that would take an `Exception` for a failure of the upstream.
+The last three are not of the class `Exception`. They interrupt a wait inside a library, and
+libraries take every `Exception` there for a failure of the upstream.
 
 Source: specs/002 R21, specs/006 W1-W4, specs/007 R1, R3.
 """
@@ -48,12 +55,12 @@ API_ERRORS: dict[str, tuple[int, str, str | None]] = {
 
 
 class ApiError(Exception):
-    """An answer made here instead of by the upstream.
+    """An answer made by the router instead of the upstream.
 
-    code     key of API_ERRORS; it decides status, type and param
-    message  for the client: no body text, token, address or internal path
-    status   set only where the HTTP parser knows a closer one (414, 431)
-    headers  (name, value) pairs the answer carries besides
+    code     key of API_ERRORS, which gives status, type and param
+    message  for the client: without body text, tokens, addresses and internal paths
+    status   replaces the status of the code, where the HTTP parser knows a closer one (414, 431)
+    headers  more header fields of the answer: (name, value) pairs
     """
 
     def __init__(
@@ -72,7 +79,7 @@ class ApiError(Exception):
         self.headers = tuple(headers)
 
     def body(self) -> bytes:
-        """Return the JSON body of this answer."""
+        """Return the JSON body of the answer."""
         return error_body(self.message, self.type, self.param, self.code)
 
 
@@ -85,14 +92,14 @@ class BodyBroke(Exception):
 
 
 class FetchFailed(Exception):
-    """A control-plane document could not be had; the text is safe to log."""
+    """A feed could not be fetched or read; the text is safe to log."""
 
 
 class StreamCut(BrokenPipeError):
     """Ends a response that must not look complete.
 
-    An OSError with EPIPE is what a WSGI server takes for a broken connection: gunicorn then
-    closes the client's socket without the proper end of the transfer and without a traceback.
+    A WSGI server takes an OSError with EPIPE for a broken connection. gunicorn then closes the
+    client's socket without the proper end of the transfer, and logs no traceback.
     """
 
     def __init__(self) -> None:
@@ -104,14 +111,14 @@ class ClientGone(BaseException):
 
 
 class ShuttingDown(BaseException):
-    """The worker ends before the request would."""
+    """The worker ends before the request does."""
 
 
 class IdleTooLong(BaseException):
-    """Nobody waits any longer for the next request of a connection."""
+    """The worker closes a connection on which no request is under way."""
 
 
 def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:
-    """Return an OpenAI error object as JSON bytes; all four keys are always there."""
+    """Return an OpenAI error object as JSON bytes; it always has all four keys."""
     error = {"message": message, "type": type_, "param": param, "code": code}
     return json.dumps({"error": error}).encode()

@@ -1,12 +1,15 @@
 """README and specs against the code and the tests."""
 
 import dataclasses
+import importlib
 import pathlib
+import pkgutil
 import re
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from app import metrics
+import app
+from app import errors, metrics
 from app.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -55,6 +58,21 @@ def test_the_coverage_table_names_every_rule_and_only_what_exists():
         for rule in RULE.findall(where[2]):
             files = re.findall(r"tests/[\w/]+\.py", where[3])
             assert any(rule in (ROOT / name).read_text() for name in files), f"{rule} in {files}"
+
+
+def test_the_tree_of_exceptions_shows_each_with_its_module_and_no_other():
+    """001-R11"""
+    shown = {(name, module or "errors")
+             for name, module in re.findall(r"\+-- (\w+)  +(?:\(([\w.]+)\))?", errors.__doc__)}
+    defined = set()
+    for module in pkgutil.walk_packages(app.__path__, "app."):
+        # The entry point would build an application.
+        if module.name != "app.wsgi":
+            defined |= {(name, module.name.removeprefix("app."))
+                        for name, thing in vars(importlib.import_module(module.name)).items()
+                        if isinstance(thing, type) and issubclass(thing, BaseException)
+                        and thing.__module__ == module.name}
+    assert shown == defined
 
 
 def test_every_row_of_the_fault_table_has_a_case_and_every_case_a_row():
