@@ -1,7 +1,7 @@
-"""How gunicorn runs the router; everything variable comes from the environment.
+"""How gunicorn runs the router. Everything that can be set comes from the environment.
 
-Only light modules may be imported here: gevent patches the standard library in each worker,
-after this file has run.
+This file runs in the master, before gevent patches the standard library in each worker. It must
+not import a module that opens sockets, because that module would keep the unpatched ones.
 """
 
 import atexit
@@ -18,12 +18,12 @@ from app.logs import logging_config
 from app.shared.directory import has_room, make_runtime_directory, remove_runtime_directory
 
 try:
-    # Not named config: that is a setting of gunicorn's.
+    # The name `config` would be taken for a setting of gunicorn.
     settings = load_config()
 except ConfigError as error:
     sys.exit(str(error))
 
-# All workers must agree on client keys, so the key is drawn before they are forked.
+# All workers must derive the same client keys, so the secret is made before they are forked.
 if not settings.sticky_hash_secret:
     os.environ["STICKY_HASH_SECRET"] = secrets.token_hex()
 
@@ -34,53 +34,55 @@ workers = settings.web_concurrency
 worker_connections = settings.worker_connections
 graceful_timeout = settings.graceful_timeout_secs
 
-# A worker whose event loop stands still this long is replaced; streams do not count.
+# Seconds. The master replaces a worker whose event loop stands still for this long. A long stream
+# does not stop the event loop.
 timeout = 30
-# Idle client connections, and the time for a request's head. Longer than whoever stands in front
-# keeps its own (nginx 60 s, that of deploy/ 4 s): the side that speaks is never the one surprised.
+# Seconds that a client connection may be idle, and that a request's head may take. A proxy in front
+# must close idle connections first (nginx: after 60 s, in deploy/ after 4 s), or it may send a
+# request on a connection that is being closed here.
 keepalive = 75
-# The request log is the app's own; it says more and leaves out addresses.
+# The app logs requests itself: with more detail, and without addresses.
 logger_class = "app.worker.RouterLogger"
 logconfig_dict = logging_config(settings.log_level)
-# Headers by which a peer could change the path or the scheme of its request: none. Whom gunicorn
-# would believe them makes no difference then; to look it up took a fortieth of a request.
+# No header may change a request's path or scheme, so the list of trusted peers is irrelevant. "*"
+# spares gunicorn a search in that list, which took 2.5 % of the time of a request.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
-# It would write below the home directory, which may be read-only.
+# The control socket would be made below the home directory, which may be read-only.
 control_socket_disable = True
 
-# What the workers share: counters, sticky choices, fetched feeds. At a reload this file is read
-# again by the same master, and what it made stays; at an upgrade (USR2) another master inherits
-# the environment, and makes its own.
+# The workers share counters, sticky choices and fetched feeds in this directory. At a reload
+# (SIGHUP) the same master reads this file again and keeps its directory. At an upgrade (SIGUSR2) a
+# new master inherits the environment; it makes a directory of its own.
 if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
     os.environ[RUNTIME_OWNER] = str(os.getpid())
     os.environ[RUNTIME_DIRECTORY] = make_runtime_directory()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[RUNTIME_DIRECTORY] + "/metrics"
     os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-# Where workers show that they live. On a disk a slow write would make them look dead.
+# Workers show here that they live. On a disk, a slow write would make them look dead.
 worker_tmp_dir = os.environ[RUNTIME_DIRECTORY]
 
-# What a worker maps there at its start, many times over.
+# Many times what a worker maps in the runtime directory when it starts.
 LEAST_ROOM_BYTES = 2 * 1024 * 1024
 
-# A client's connection and its upstream's, and what a worker has open besides.
+# The clients of each address, as many connections to the upstream, and 200 for everything else.
 FILES_NEEDED = (1 + len(settings.addresses)) * settings.worker_connections + 200
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 with contextlib.suppress(OSError, ValueError):
-    # Where it is refused the one below must do; whether it does is said at the start.
+    # If this is refused the soft limit stays; on_starting warns if it is too low.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @atexit.register
 def leave_nothing_behind():
-    """Remove what the master made, however it ends; its workers inherit this, but are not it."""
+    """Remove the runtime directory when the master ends; workers inherit this and do nothing."""
     if os.environ[RUNTIME_OWNER] == str(os.getpid()):
         remove_runtime_directory(os.environ[RUNTIME_DIRECTORY])
 
 
 def on_starting(server):
-    """Say once, in the master, what the service runs with."""
+    """Log the effective configuration once, in the master, and warn of limits that are too low."""
     server.log.info("configuration", extra={"environment": settings.effective()})
     asked = settings.max_inflight_requests
     taken = asked.resolve(settings.worker_connections)
@@ -94,15 +96,15 @@ def on_starting(server):
 
 
 def post_fork(server, worker):
-    """Heed a signal that comes before the worker's own handlers are there: nothing is served yet.
+    """End at once on a signal that comes before the worker has set its own handlers.
 
-    Until then it would go into the queue that the worker has inherited from its master, for ever.
+    The handlers inherited from the master would put the signal into a queue that nobody reads
+    here. The worker serves no request yet, so it can just exit.
     """
     endings = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
     def end(*_):
-        # Once: the master's own signal comes on top of the inherited one, and would break into
-        # what is done at exit.
+        # Only once: a second signal, from the master, would interrupt the exit handlers.
         for number in endings:
             signal.signal(number, signal.SIG_IGN)
         sys.exit(0)
@@ -113,19 +115,19 @@ def post_fork(server, worker):
         if server.SIG_QUEUE.get() in endings:
             end()
     if not has_room(worker_tmp_dir, LEAST_ROOM_BYTES):
-        # It would be killed as soon as it counts something; the next try is the master's.
+        # It would get a SIGBUS as soon as it counts something. The master starts another one.
         server.log.error("no room in the runtime directory for a worker to start")
         time.sleep(1)
         sys.exit(0)
 
 
 def post_worker_init(worker):
-    """Start what runs beside requests, once the worker can serve them."""
+    """Start the background jobs, once the worker can serve requests."""
     worker.wsgi.extensions["router"].start()
     worker.log.info("worker ready")
 
 
 def worker_exit(server, worker):
-    """End what runs beside requests."""
+    """Stop the background jobs."""
     if getattr(worker, "wsgi", None) is not None:
         worker.wsgi.extensions["router"].stop()
