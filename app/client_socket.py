@@ -37,7 +37,7 @@ import gevent.socket
 from gevent import monkey
 
 from app.errors import ClientGone, IdleTooLong
-from app.eventloop import FairShare, after_this_turn, current, readable
+from app.eventloop import FairShare, after_this_turn, getcurrent, readable
 
 # gevent removes epoll and its constants from the select module.
 _epoll = monkey.get_original("select", "epoll")
@@ -144,7 +144,7 @@ class ClientSocket(Client, gevent.socket.socket):
     def __init__(self, sock: socket.socket, hang_ups: HangUpWatch, *, health_only: bool) -> None:
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self.health_only = health_only
-        self.served_by = current()
+        self.served_by = getcurrent()
         self.idle_since: float | None = time.monotonic()
         self._hang_ups = hang_ups
         self._share = FairShare()

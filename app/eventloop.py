@@ -11,10 +11,14 @@ import socket
 from collections.abc import Callable
 
 import gevent
-from gevent import Greenlet, monkey
+from gevent import Greenlet, getcurrent, monkey, sleep, spawn
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
+
+# These are gevent's, for the rest of the app.
+__all__ = ("Deadline", "Event", "FairShare", "Greenlet", "after_this_turn", "getcurrent", "pause",
+           "readable", "report_uncaught", "serve", "sleep", "spawn", "throw_soon")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
 _poll = monkey.get_original("select", "poll")
@@ -46,21 +50,6 @@ class Deadline:
             raise self._error() from None
 
 
-def event() -> Event:
-    """Return a new event; waiting for it lets other greenlets run."""
-    return Event()
-
-
-def spawn(function: Callable[[], None]) -> Greenlet:
-    """Run `function` in a greenlet of its own."""
-    return gevent.spawn(function)
-
-
-def current() -> Greenlet:
-    """Return the greenlet that runs now."""
-    return gevent.getcurrent()
-
-
 def throw_soon(greenlet: Greenlet, error: BaseException) -> None:
     """Raise `error` in a waiting greenlet, on the event loop's next turn; it may have ended."""
     gevent.kill(greenlet, error)
@@ -81,11 +70,6 @@ def serve(listener: socket.socket, handle: Callable[..., None], most: int) -> St
 def after_this_turn(function: Callable[[], None]) -> None:
     """Call `function` in the event loop itself once the greenlets ready now have run."""
     gevent.get_hub().loop.run_callback(function)
-
-
-def sleep(seconds: float) -> None:
-    """Let other greenlets run for so long."""
-    gevent.sleep(seconds)
 
 
 def pause() -> None:

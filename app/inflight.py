@@ -6,7 +6,7 @@ Source: specs/007 R1, R3.
 from collections.abc import Callable
 
 from app.errors import ApiError, ShuttingDown
-from app.eventloop import Greenlet, current, throw_soon
+from app.eventloop import Greenlet, getcurrent, throw_soon
 
 # Whole seconds, as HTTP has it: the load of this moment is another one by then.
 _RETRY_AFTER = ("Retry-After", "1")
@@ -42,7 +42,7 @@ class InFlight:
         """
         if len(self._requests) >= self._limit:
             raise overloaded("The router is serving as many requests as it takes.")
-        serving = current()
+        serving = getcurrent()
         self._requests[serving] = on_cut
 
         def leave() -> None:

@@ -5,7 +5,7 @@ Under gunicorn each worker counts in files of its own below PROMETHEUS_MULTIPROC
 A file is named by its worker's slot: a new worker goes on with the counters and histograms of the
 dead one whose slot it takes, and nothing has to be added up. Gauges start anew.
 
-The label sets are closed: statuses, outcomes, causes, and models by `routing.selection.log_name`.
+The label sets are closed: statuses, outcomes, causes, and models by View.label.
 `make bench` measures what a request costs with metrics and without.
 
 Source: specs/001 R13.
@@ -29,15 +29,15 @@ from app.shared.slots import free_slots, take_slot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_PREFIX = "chutes_autopilot_"
+_NAMESPACE = "chutes_autopilot"
 # These gauges hold a point in time, and a scrape shows the age instead. "Never" is minus infinity,
 # so that a worker without a feed is the worst of all.
 _NEVER = -math.inf
 _AGE_OF = {
-    _PREFIX + "ready_snapshot_taken_at": (
-        _PREFIX + "ready_snapshot_age_ms", "Age of the oldest worker's ranking; -1: missing."),
-    _PREFIX + "ready_allowlist_taken_at": (
-        _PREFIX + "ready_allowlist_age_ms", "Age of the oldest worker's allowlist; -1: missing."),
+    f"{_NAMESPACE}_ready_snapshot_taken_at": (
+        f"{_NAMESPACE}_ready_snapshot_age_ms", "Age of the oldest worker's ranking; -1: missing."),
+    f"{_NAMESPACE}_ready_allowlist_taken_at": (
+        f"{_NAMESPACE}_ready_allowlist_age_ms", "Age of the oldest allowlist; -1: missing."),
 }
 
 
@@ -55,64 +55,52 @@ def _name_files_by_slot() -> None:
 
 _name_files_by_slot()
 
-requests_active = Gauge(
-    _PREFIX + "requests_active", "Chat completions under way.", multiprocess_mode="livesum")
-requests_total = Counter(
-    _PREFIX + "requests", "Chat completions ended, by status given to the client.", ["status"])
-selection_total = Counter(
-    _PREFIX + "selection", "Answers passed on, by model and upstream status.",
-    ["model", "status"])
-failover_reason_total = Counter(
-    _PREFIX + "failover_reason", "Attempts that failed before commit, by reason.", ["reason"])
-first_byte_seconds = Histogram(
-    _PREFIX + "first_byte_seconds", "From a request's arrival to the first byte of its answer.",
-    buckets=(.05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120))
-duration_seconds = Histogram(
-    _PREFIX + "duration_seconds", "From a request's arrival to the end of its answer.",
-    buckets=(.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800))
-attempts = Histogram(
-    _PREFIX + "attempts", "Attempts made for a request.", buckets=(1, 2, 3, 4, 6, 8))
-response_bytes_total = Counter(
-    _PREFIX + "response_bytes", "Bytes of answers' bodies passed on.")
-streams_open = Gauge(
-    _PREFIX + "streams_open", "Answers being passed on.", multiprocess_mode="livesum")
-sticky_total = Counter(
-    _PREFIX + "sticky",
-    "Looked up choices: a hit, a miss, ignored (no candidate now); and those moved off by a "
-    "failure.", ["result"])
-refreshes_total = Counter(
-    _PREFIX + "refreshes", "Feeds fetched, by whichever worker, and what came of it.",
-    ["feed", "result"])
-dropped_entries_total = Counter(
-    _PREFIX + "dropped_entries", "Bad entries of fetched feeds.", ["feed"])
-client_gone_total = Counter(
-    _PREFIX + "client_gone", "Clients that left, or stopped reading, before their answer's end.")
-cuts_total = Counter(
-    _PREFIX + "cuts", "Answers cut after commit, by cause.",
-    ["cause"])
-unfinished_streams_total = Counter(
-    _PREFIX + "unfinished_streams", "Event streams that ended properly but without [DONE].")
-overloaded_total = Counter(
-    _PREFIX + "overloaded", "Chat completions refused with overloaded.")
-internal_errors_total = Counter(
-    _PREFIX + "internal_errors", "Chat completions that met a defect of the router.")
-resends_total = Counter(
-    _PREFIX + "resends", "Requests sent again because a pooled connection was stale.")
-sticky_errors_total = Counter(
-    _PREFIX + "sticky_errors", "Calls to a sticky store that failed, by store.", ["store"])
+_counter = functools.partial(Counter, namespace=_NAMESPACE)
+_histogram = functools.partial(Histogram, namespace=_NAMESPACE)
+_sum_of_workers = functools.partial(Gauge, namespace=_NAMESPACE, multiprocess_mode="livesum")
+_worst_worker = functools.partial(Gauge, namespace=_NAMESPACE, multiprocess_mode="livemin")
 
-_ready_snapshot_taken_at = Gauge(
-    _PREFIX + "ready_snapshot_taken_at", "When the ranking was fetched.",
-    multiprocess_mode="livemin")
-_ready_allowlist_taken_at = Gauge(
-    _PREFIX + "ready_allowlist_taken_at", "When the allowlist was fetched.",
-    multiprocess_mode="livemin")
-_ready_candidates = Gauge(
-    _PREFIX + "ready_candidates", "Ranked candidates, of the worker that has fewest.",
-    multiprocess_mode="livemin")
-_ready_allowlist_size = Gauge(
-    _PREFIX + "ready_allowlist_size", "Allowlisted ids, of the worker that has fewest.",
-    multiprocess_mode="livemin")
+requests_active = _sum_of_workers("requests_active", "Chat completions under way.")
+requests_total = _counter(
+    "requests", "Chat completions ended, by status given to the client.", ["status"])
+selection_total = _counter(
+    "selection", "Answers passed on, by model and upstream status.", ["model", "status"])
+failover_reason_total = _counter(
+    "failover_reason", "Attempts that failed before commit, by reason.", ["reason"])
+first_byte_seconds = _histogram(
+    "first_byte_seconds", "From a request's arrival to the first byte of its answer.",
+    buckets=(.05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120))
+duration_seconds = _histogram(
+    "duration_seconds", "From a request's arrival to the end of its answer.",
+    buckets=(.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800))
+attempts = _histogram("attempts", "Attempts made for a request.", buckets=(1, 2, 3, 4, 6, 8))
+response_bytes_total = _counter("response_bytes", "Bytes of answers' bodies passed on.")
+streams_open = _sum_of_workers("streams_open", "Answers being passed on.")
+sticky_total = _counter(
+    "sticky", "Choices looked up: hit, miss, ignored (no candidate now); and moved by a failure.",
+    ["result"])
+refreshes_total = _counter(
+    "refreshes", "Fetches of a feed by any worker, and their result.", ["feed", "result"])
+dropped_entries_total = _counter("dropped_entries", "Bad entries of fetched feeds.", ["feed"])
+client_gone_total = _counter(
+    "client_gone", "Clients that left, or stopped reading, before their answer's end.")
+cuts_total = _counter("cuts", "Answers cut after commit, by cause.", ["cause"])
+unfinished_streams_total = _counter(
+    "unfinished_streams", "Event streams that ended properly but without [DONE].")
+overloaded_total = _counter("overloaded", "Chat completions refused with overloaded.")
+internal_errors_total = _counter(
+    "internal_errors", "Chat completions that met a defect of the router.")
+resends_total = _counter(
+    "resends", "Requests sent again because a pooled connection was stale.")
+sticky_errors_total = _counter(
+    "sticky_errors", "Calls to a sticky store that failed, by store.", ["store"])
+
+_ready_snapshot_taken_at = _worst_worker("ready_snapshot_taken_at", "When the ranking was fetched.")
+_ready_allowlist_taken_at = _worst_worker(
+    "ready_allowlist_taken_at", "When the allowlist was fetched.")
+_ready_candidates = _worst_worker("ready_candidates", "Ranked candidates of the worst worker.")
+_ready_allowlist_size = _worst_worker(
+    "ready_allowlist_size", "Allowlisted ids of the worst worker.")
 
 
 # What was counted within this turn of the event loop and is not written yet. Each write to a file

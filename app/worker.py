@@ -11,6 +11,7 @@ nothing that opens sockets.
 Source: specs/002 R21, specs/006 W3, W11, specs/007 R2, R3.
 """
 
+import email.utils
 import functools
 import gc
 import logging
@@ -87,22 +88,23 @@ class RouterWorker(GeventWorker):
             handle = functools.partial(self._handle, address, listener)
             address.server = serve(listener, handle, self.worker_connections)
         while self.alive:
-            self.notify()
+            self._report()
             self._make_room(for_one_more=False)
             sleep(_TICK_S)
         drain = Drain(self.wsgi.extensions["router"].in_flight, self._clients, self._probes,
                       self.cfg.graceful_timeout - _TICK_S)
         while not drain.step():
-            self.notify()
+            self._report()
             sleep(_DRAIN_TICK_S)
         self._hang_ups.close()
 
-    def notify(self) -> None:
+    def _report(self) -> None:
         """Tell the master that this worker lives; without a master, end as if told to."""
         if self.alive and self.ppid != os.getppid():
             self.log.warning("master gone")
             self.alive = False
-        self.tmp.notify()
+        # Not the gevent worker's own method, which ends a worker without a master at once.
+        super(GeventWorker, self).notify()
         write_waiting_lines()
 
     def _handle(self, address: Address, listener: Any, client: Any, peer: Any) -> None:
@@ -211,7 +213,8 @@ def _announces_body(req: Any) -> bool:
 def _refusal(error: ApiError, request_id: str) -> bytes:
     body = error.body()
     head = (f"HTTP/1.1 {error.status} {_PHRASES.get(error.status, 'Bad Request')}\r\n"
-            f"Date: {util.http_date()}\r\nServer: gunicorn\r\nConnection: close\r\n"
+            f"Date: {email.utils.formatdate(usegmt=True)}\r\n"
+            "Server: gunicorn\r\nConnection: close\r\n"
             f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n")
     return head.encode("ascii") + body

@@ -29,8 +29,9 @@ def feed_fetcher(url: str, *, proxy: str, tls: ssl.SSLContext, timeout_s: float,
 
     Status 200 only, no redirects, no cookies, nothing of any client and of the environment.
     """
-    session = _Session()
+    session = requests.Session()
     session.trust_env = False
+    session.hooks["response"] = [_check_status]
     session.proxies = {"http": proxy, "https": proxy} if proxy else {}
     session.mount("https://", _Adapter(tls))
 
@@ -66,16 +67,14 @@ class _Adapter(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"
 
 
-class _Session(requests.Session):
-    """A session that does not read the body of a redirect it will not follow."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
+def _check_status(response: requests.Response, *_: Any, **__: Any) -> None:
+    """Refuse any status but 200; as a hook, before requests reads the body of a redirect."""
+    if response.status_code != 200:
+        response.close()
+        raise FetchFailed(f"status {response.status_code}")
 
 
 def _read(response: requests.Response, max_bytes: int) -> bytes:
-    if response.status_code != 200:
-        raise FetchFailed(f"status {response.status_code}")
     pieces, size = [], 0
     for piece in response.iter_content(_PIECE):
         size += len(piece)

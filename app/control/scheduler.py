@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from app.eventloop import event, spawn
+from app.eventloop import Event, spawn
 from app.logs import places
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class PeriodicJob:
         self._job = job
         self._interval_s = interval_s
         self._jitter = jitter
-        self._stopping = event()
+        self._stopping = Event()
         self._greenlet = None
 
     def start(self) -> None:

@@ -67,9 +67,6 @@ class Endpoint:
             traceback.clear_frames(error.__traceback__)
             raise
         sock: socket.socket = connector.sock
-        if isinstance(sock, ssl.SSLSocket):
-            # See app.upstream.tls: an end without close_notify is an error here.
-            sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
         return sock
 
     def _connector(self) -> HTTPConnection:

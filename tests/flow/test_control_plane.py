@@ -15,7 +15,7 @@ from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
 from app.errors import FetchFailed
-from app.eventloop import event, pause
+from app.eventloop import Event, pause
 from app.upstream.tls import trusting
 from tests.support.feeds import models_feed, public_names, utilization_feed, utilization_row
 
@@ -278,7 +278,7 @@ def test_a_directory_that_cannot_be_written_costs_the_file_and_nothing_else(
 
 def test_a_job_that_fails_is_run_again_and_stopped_at_once(caplog):
     """003-R7"""
-    runs, enough = [], event()
+    runs, enough = [], Event()
 
     def job():
         runs.append(1)

@@ -1,0 +1,150 @@
+"""What the router relies on in its libraries without their promising it.
+
+Each test stands for one private or undocumented name. After an upgrade a failure says which
+assumption no longer holds, and where it is used.
+"""
+
+import inspect
+import io
+import logging
+import socket
+import ssl
+
+import gevent.socket
+import gunicorn.arbiter
+import pytest
+import requests
+from gunicorn import util
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.http import get_parser
+from gunicorn.workers.ggevent import GeventWorker
+from prometheus_client import CollectorRegistry, Counter, values
+from urllib3.connection import HTTPSConnection, ProxyConfig
+
+REQUEST = (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+           b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
+
+
+def names(function):
+    """Return the names of a function's parameters."""
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.fixture
+def parser():
+    client, server = socket.socketpair()
+    with client, server:
+        client.sendall(REQUEST)
+        yield get_parser(Config(), server, ("192.0.2.1", 1))
+
+
+def test_gunicorn_calls_the_workers_methods_that_it_overrides():
+    """001-R1: RouterWorker overrides these; the base class calls them with these arguments."""
+    assert names(GeventWorker.handle_request) == ["self", "listener_name", "req", "sock", "addr"]
+    assert names(GeventWorker.handle_error) == ["self", "req", "client", "addr", "exc"]
+    assert names(GeventWorker.run) == ["self"]
+    assert names(GeventWorker.handle) == ["self", "listener", "client", "addr"]
+    assert names(Logger.access)[0] == "self"
+
+
+def test_a_gunicorn_worker_knows_its_master_and_its_listeners():
+    """007-R3: RouterWorker reads Worker.ppid and Worker.sockets."""
+    worker = GeventWorker(0, 12, ["listener"], None, 1, Config(), logging.getLogger())
+    worker.tmp.close()
+    assert (worker.ppid, worker.sockets) == (12, ["listener"])
+
+
+def test_a_gunicorn_request_can_be_told_to_close_its_connection(parser):
+    """002-R1: ClientSocket.close_after_answer calls Request.force_close."""
+    request = next(parser)
+    assert not request.should_close()
+    request.force_close()
+    assert request.should_close()
+
+
+def test_a_gunicorn_body_that_has_failed_is_not_drained(parser):
+    """002-R1: ClientSocket.abandon_body sets Body.failed."""
+    request = next(parser)
+    assert request.body.failed is False
+    request.body.failed = True
+    with pytest.raises(StopIteration):
+        next(parser)
+
+
+def test_a_gunicorn_request_shows_what_came_behind_it(parser):
+    """007-R3: RouterWorker reads Unreader.buf to see whether the next request is here."""
+    request = next(parser)
+    assert request.body.read() == b"abc"
+    assert isinstance(request.unreader.buf, io.BytesIO)
+    assert request.unreader.buf.getvalue().startswith(b"GET /next")
+
+
+def test_gunicorn_can_close_a_connection_whose_peer_still_sends():
+    """002-R1: RouterWorker calls util.close_graceful(socket, seconds, bytes)."""
+    assert names(util.close_graceful)[:3] == ["sock", "timeout", "max_drain"]
+
+
+def test_gunicorns_master_keeps_signals_in_a_queue():
+    """007-R3: gunicorn.conf.py reads Arbiter.SIG_QUEUE in a worker that has just been forked."""
+    assert "SIG_QUEUE" in inspect.getsource(gunicorn.arbiter.Arbiter)
+
+
+def test_a_gevent_socket_has_the_kernels_socket():
+    """006-W3: ClientSocket writes and shuts down by socket._sock, without a switch."""
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs:
+        assert ours._sock.send(b"x") == 1 and ours._sock.fileno() == ours.fileno()
+        assert theirs.recv(1) == b"x"
+
+
+def test_gevents_loop_counts_its_turns():
+    """006-W15: FairShare reads loop.iteration."""
+    loop = gevent.get_hub().loop
+    before = loop.iteration
+    gevent.sleep(1e-9)
+    assert loop.iteration > before
+
+
+def test_requests_iterates_over_any_raw_object_with_a_stream():
+    """002-R15: the transport sets Response._content and _content_consumed, and nothing else."""
+    class Raw:
+        closed = False
+
+        def stream(self, size, decode_content):
+            yield b"piece"
+
+        def close(self):
+            self.closed = True
+
+    response = requests.Response.__new__(requests.Response)
+    response.raw, response._content, response._content_consumed = Raw(), False, False
+    assert list(response.iter_content(chunk_size=None)) == [b"piece"]
+    response._content_consumed = False
+    response.close()
+    assert response.raw.closed
+
+
+def test_urllib3_takes_a_tls_context_for_a_proxy():
+    """002-R10: the endpoint makes a ProxyConfig of four fields."""
+    config = ProxyConfig(ssl.create_default_context(), False, None, None)
+    assert HTTPSConnection("proxy.test", 443, proxy_config=config).proxy_config is config
+    assert ProxyConfig._fields == (
+        "ssl_context", "use_forwarding_for_https", "assert_hostname", "assert_fingerprint")
+
+
+def test_prometheus_names_its_files_by_an_identifier_of_ours():
+    """001-R13: the metrics set values.ValueClass before any metric is made."""
+    made = []
+
+    def value(*args, **_):
+        made.append(args[1])
+        return values.MutexValue(*args, **_)
+
+    stock, values.ValueClass = values.ValueClass, value
+    try:
+        Counter("told", "Says who made it.", registry=CollectorRegistry())
+    finally:
+        values.ValueClass = stock
+    assert "told" in made
+    assert names(values.MultiProcessValue) == ["process_identifier"]
