@@ -167,11 +167,16 @@ def summary(values):
     return {"median": cuts[49], "p99": cuts[98], "worst": max(values)}
 
 
+def allow_many_files():
+    """Let this process have as many connections as the system permits."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main():
     """Do what the arguments say."""
     _, kind, port, much, seconds = sys.argv
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_many_files()
     load = {"arrive": Arrivals, "hold": Held}[kind]()
     print(json.dumps(asyncio.run(load.run(int(port), float(much), float(seconds)))))
 

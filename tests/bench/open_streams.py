@@ -23,7 +23,7 @@ def hold(server, count):
             spent_s, since = server.processor_s(), time.monotonic()
             time.sleep(HOLD_S / 2)
             busy = (server.processor_s() - spent_s) / (time.monotonic() - since)
-            memory = sum(server.workers_kb("Anonymous"))
+            memory = sum(server.memory_kb("Anonymous")[1:])
             return json.loads(process.stdout.readline()), memory, busy
         finally:
             stop(process)
@@ -33,7 +33,7 @@ def measured(backend, count):
     """Measure one number of streams, on a fresh router; return the row and what it is about."""
     with router(backend, **ROOM) as ours:
         time.sleep(1)
-        at_rest = sum(ours.workers_kb("Anonymous"))
+        at_rest = sum(ours.memory_kb("Anonymous")[1:])
         seen, memory, busy = hold(ours, count)
     direct, _, _ = hold(backend, count)
     each_kb = (memory - at_rest) / count

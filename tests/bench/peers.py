@@ -12,9 +12,11 @@ import sys
 import tempfile
 
 from tests.bench.latency import capacity, seen_at
+from tests.bench.open_streams import ROOM
+from tests.bench.paced import beside_peers
 from tests.bench.processes import hello, router, running, upstream
 from tests.bench.report import Chart, Findings, Table, Target, publish
-from tests.bench.throughput import HEAD, rows, streams
+from tests.bench.throughput import HEAD, SATURATED, rows, streams
 from tests.bench.upstream import MODELS, STREAM_LENGTHS
 from tests.bench.wrk import Load, Ratio, interleaved, require
 from tests.support.router import free_port
@@ -25,7 +27,7 @@ daemon off;
 worker_processes 1;
 error_log stderr crit;
 pid {folder}/nginx.pid;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 16384; }}
 http {{
     access_log off;
     client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
@@ -154,17 +156,28 @@ def measure(programs):
         delay, added = delays({"direct": backend, **servers}, most / 2)
         threads = ", ".join(f"{name} {server.threads()}" for name, server in servers.items())
     note = (f"All on one core. Threads: {threads}, of which vllm-router was told to use one for "
-            "its work. A server that uses less than its core waited for upstream or wrk.")
+            "its work. A server that uses less than its core waited for upstream or wrk. "
+            f"{SATURATED}")
     return Findings(
         judged(loads, rates, added),
         [Table("Throughput", HEAD, list(rows(loads, rates, rates["Flask hello-world"])), note),
          delay], list(charts(loads, rates, added)))
 
 
+def paced(programs):
+    """Measure paced events of those that can carry hundreds of streams, started afresh."""
+    with (upstream() as backend, router(backend, **ROOM) as ours, nginx(backend) as plain,
+          vllm_router(backend, programs) as rust):
+        return beside_peers(backend, {"router": ours, "nginx": plain, "vllm-router": rust})
+
+
 def main():
     """Measure and publish; the argument is where the peers' programs are."""
     require("wrk", "nginx")
-    publish("peers", measure(os.path.abspath(sys.argv[1])))
+    programs = os.path.abspath(sys.argv[1])
+    findings = measure(programs)
+    findings.add(paced(programs))
+    publish("peers", findings)
 
 
 if __name__ == "__main__":

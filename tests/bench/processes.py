@@ -63,9 +63,12 @@ class Server:
         """Return how many threads its processes have together."""
         return sum(len(os.listdir(f"/proc/{pid}/task")) for pid in self.pids())
 
-    def workers_kb(self, field="Pss"):
-        """Return the memory of each process below the first, KB: proportional or resident."""
-        return [_memory_kb(pid, field) for pid in self.pids()[1:]]
+    def memory_kb(self, field="Pss"):
+        """Return the memory of each process, KB, the first one's first.
+
+        field  "Pss" counts a share of what is shared, "Rss" all of it, "Anonymous" nothing
+        """
+        return [_memory_kb(pid, field) for pid in self.pids()]
 
 
 def _memory_kb(pid, field):

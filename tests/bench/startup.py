@@ -16,7 +16,7 @@ def started_and_rested(backend, workers):
         ready_s = time.monotonic() - since
         # By now every worker has its feeds, whichever answered.
         time.sleep(REST_S)
-        return ready_s, *(statistics.mean(ours.workers_kb(field)) / 1024
+        return ready_s, *(statistics.mean(ours.memory_kb(field)[1:]) / 1024
                           for field in ("Pss", "Rss"))
 
 

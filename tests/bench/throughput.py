@@ -31,12 +31,16 @@ def rows(loads, rates, beside):
     for name, load in loads.items():
         rate = rates[name]
         events = f"{rate.answers * load.events:,.0f}" if load.events else ""
-        yield [name, f"{rate.answers:,.0f}", events, rate.pieces if load.events else "",
+        yield [name, f"{rate.answers:,.0f}", events,
+               f"{rate.pieces:.0f}" if load.events else "",
                f"{rate.cost_s * 1e6:,.0f}",
                f"{rate.busy:.2f}", f"{rate.answers / beside.answers:.2f}",
                f"{rate.cost_s / beside.cost_s:.2f}"]
 
 
+SATURATED = (
+    "The events of a stream arrive as fast as they go, ten to a write, each a chunk of its own; "
+    "*came in* counts the chunks of an answer, since all that has arrived is passed on together.")
 HEAD = ("one worker, 32 connections", "answers/s", "events/s", "came in", "processor µs/answer",
         "cores used", "rate, of hello's", "processor, of hello's")
 
@@ -68,11 +72,9 @@ def judged(loads, rates):
          Target("everything on within 15 % of the throughput with logs and metrics off",
                 f"{kept} of it; {dearer:.0%} more processor time", kept.median >= 0.85)],
         [Table("Throughput", HEAD, list(rows(loads, rates, rates[HELLO])),
-               "Requests and answers are of 1 KB where nothing else is said. *Came in*: the "
-               "chunks of one answer; each event was a chunk when it left the upstream, ten to "
-               "a write, and all that has arrived is passed on together. Upstream and wrk share "
-               "the cores that the server does not have, so the upstream's own rows are a lower "
-               "bound of what it can do.")],
+               "Requests and answers are of 1 KB where nothing else is said. "
+               f"{SATURATED} Upstream and wrk share the cores that the server does not have, so "
+               "the upstream's own rows are a lower bound of what it can do.")],
         [Chart("Requests a second, one worker, 1 KB", {
             name: rates[name].answers for name in (HELLO, DIRECT, ALIAS, QUIET)}),
          Chart("Streamed events a second, one worker", {

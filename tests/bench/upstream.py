@@ -7,6 +7,8 @@ what comes back:
     stream-100, stream-1000  a stream of so many events as fast as it goes, each its own chunk
     paced                    ten events, 20 ms apart, each stamped with its number and time
     endless                  an event a second until the client leaves, stamped the same way
+    tokens                   25 a second until the client leaves, stamped the same way, each
+                             written at its time to some tens of microseconds: tests.bench.tokens
     large                    a completion of 500 KB; any other model gets one of 1 KB
 
 The feeds are there at 1, 3 and 10 times the real ones' size: /1/v1/models and so on.
@@ -15,16 +17,20 @@ The feeds are there at 1, 3 and 10 times the real ones' size: /1/v1/models and s
 import asyncio
 import itertools
 import json
+import os
 import re
 import time
 
+from tests.bench.open_loop import allow_many_files
+from tests.bench.tokens import Sender
 from tests.support.feeds import models_feed, public_names, utilization_feed
 
 STREAM_LENGTHS = (100, 1000)
 FEED_SIZES = (1, 3, 10)
 PACED_EVENTS, PACED_S, ENDLESS_S = 10, 0.02, 1.0
-MODELS = ["plain", "large", "paced", "endless", *(f"stream-{n}" for n in STREAM_LENGTHS)]
-_NAMED = re.compile(b'"(large|paced|endless|stream-[0-9]+)"')
+MODELS = ["plain", "large", "paced", "endless", "tokens",
+          *(f"stream-{n}" for n in STREAM_LENGTHS)]
+_NAMED = re.compile(b'"(large|paced|endless|tokens|stream-[0-9]+)"')
 _HEAD = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
          b"Transfer-Encoding: chunked\r\n\r\n")
 _DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
@@ -92,6 +98,7 @@ def feed_paths():
 
 
 FEEDS = feed_paths()
+SENDER = Sender(stamped)
 
 
 class Fast(asyncio.Protocol):
@@ -132,6 +139,10 @@ class Fast(asyncio.Protocol):
             self.started = asyncio.get_running_loop().time()
             self.tick(0)
             return
+        if self.name == b"tokens":
+            self.transport.write(_HEAD)
+            SENDER.add(os.dup(self.transport.get_extra_info("socket").fileno()))
+            return
         feed = FEEDS.get(self.path)
         for piece in next(feed) if feed else ANSWERS.get(self.name, PLAIN):
             self.transport.write(piece)
@@ -150,6 +161,8 @@ class Fast(asyncio.Protocol):
 
 
 async def main():
+    allow_many_files()
+    SENDER.start()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Fast, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -1,6 +1,7 @@
 """Closed-loop load by wrk, and what the server spends on it meanwhile."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -72,29 +73,37 @@ class Rate:
     cost_s   processor time of the server for each, seconds
     busy     part of a core it used
     pieces   chunks in which one answer came, where it was chunked
-    rounds   answers a second, round by round
+    rounds   the Rate of each round, where these are medians
     """
 
     answers: float
     cost_s: float
     busy: float
     pieces: int = 0
-    rounds: tuple[float, ...] = ()
+    rounds: tuple["Rate", ...] = ()
+
+    @classmethod
+    def of(cls, rounds):
+        """Return the medians of some rounds, each figure's by itself."""
+        figures = [field.name for field in dataclasses.fields(cls) if field.name != "rounds"]
+        return cls(**{name: statistics.median(getattr(rate, name) for rate in rounds)
+                      for name in figures}, rounds=tuple(rounds))
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """How the answers a second of one load compare with another's: of all rounds, and by round."""
+    """How a figure of one load compares with another's: of the medians, and by round."""
 
     median: float
     least: float
     most: float
 
     @classmethod
-    def of(cls, one, other):
+    def of(cls, one, other, figure="answers"):
         """Compare two Rates of the same interleaved rounds."""
-        each = [mine / its for mine, its in zip(one.rounds, other.rounds, strict=True)]
-        return cls(one.answers / other.answers, min(each), max(each))
+        whole, *each = [getattr(mine, figure) / getattr(its, figure) for mine, its in zip(
+            (one, *one.rounds), (other, *other.rounds), strict=True)]
+        return cls(whole, min(each), max(each))
 
     def __str__(self):
         return f"{self.median:.2f} ({self.least:.2f} to {self.most:.2f} by round)"
@@ -123,10 +132,10 @@ def _ended(received):
     return found and (len(body) >= int(length[1]) if length else body.endswith(b"0\r\n\r\n"))
 
 
-def run(load, size, seconds):
+def run(load, whole, seconds):
     """Have wrk send for some seconds; return the Rate.
 
-    size  of one answer, bytes: streams that the end of the time interrupts count by their bytes
+    whole  one answer: streams that the end of the time interrupts count by their bytes
     """
     with tempfile.TemporaryDirectory() as folder:
         script, body = pathlib.Path(folder, "post.lua"), pathlib.Path(folder, "body")
@@ -142,28 +151,31 @@ def run(load, size, seconds):
         spent_s = load.server.processor_s() - before
     seen = json.loads(done.stdout.splitlines()[-1])
     assert not seen["bad"], done.stdout
-    answers = max(seen["requests"], seen["bytes"] / size if load.events else 0)
+    answers = max(seen["requests"], seen["bytes"] / len(whole) if load.events else 0)
     took_s = seen["us"] / 1e6
-    return Rate(answers / took_s, spent_s / answers, spent_s / took_s)
+    return Rate(answers / took_s, spent_s / answers, spent_s / took_s,
+                len(_CHUNK.findall(whole)))
+
+
+def prepared(load, seconds=ROUND_S):
+    """Look at an answer and warm the server up; return what runs the load for some seconds."""
+    whole = whole_answer(load)
+    run(load, whole, 1)
+    return functools.partial(run, load, whole, seconds)
+
+
+def in_turn(runs, rounds):
+    """Call each of the runs one after the other, several times; return name -> Rate of medians."""
+    seen = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, one in runs.items():
+            seen[name].append(one())
+    return {name: type(rates[0]).of(rates) for name, rates in seen.items()}
 
 
 def interleaved(loads, rounds, seconds=ROUND_S):
-    """Run the loads one after the other, several times; return name -> Rate of medians."""
-    whole = {name: whole_answer(load) for name, load in loads.items()}
-    for name, load in loads.items():
-        run(load, len(whole[name]), 1)
-    seen = {name: [] for name in loads}
-    for _ in range(rounds):
-        for name, load in loads.items():
-            seen[name].append(run(load, len(whole[name]), seconds))
-    return {name: _medians(rates, whole[name]) for name, rates in seen.items()}
-
-
-def _medians(rates, answer):
-    answers = tuple(rate.answers for rate in rates)
-    return Rate(*(statistics.median(getattr(rate, what) for rate in rates)
-                  for what in ("answers", "cost_s", "busy")),
-                len(_CHUNK.findall(answer)), answers)
+    """Run the loads in turn, several times; return name -> Rate of medians."""
+    return in_turn({name: prepared(load, seconds) for name, load in loads.items()}, rounds)
 
 
 def require(*programs):

@@ -1,0 +1,43 @@
+"""The parts of the bench that only reckon: what was seen in, figures out."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.bench.paced import Paced
+from tests.bench.tokens import delays_ms
+from tests.bench.upstream import event
+from tests.bench.wrk import Rate, Ratio
+
+
+@given(st.lists(st.integers(0, 400), max_size=6))
+def test_every_event_is_timed_by_the_piece_that_completes_its_stamp(cuts):
+    """Event n of stream 5 is sent at n ms, all of it is seen at 9; stream 6 speaks in between."""
+    sent = b"".join([b"HTTP/1.1 200 OK\r\n\r\n", *(event(b"@%d.%d@" % (n, n * 10**6))
+                                                   for n in range(3))])
+    edges = [0, *sorted(min(cut, len(sent)) for cut in cuts), len(sent)]
+    pieces = [(5, 9 * 10**6, sent[start:end]) for start, end in zip(edges, edges[1:])]
+    other = (6, 7 * 10**6, event(b"@0.0@"))
+    assert sorted(delays_ms([pieces[0], other, *pieces[1:]])) == [7.0, 7.0, 8.0, 9.0]
+
+
+def test_the_figures_of_a_run_are_each_round_s_median_by_itself():
+    rounds = [Rate(100, 0.5, 0.1, 3), Rate(300, 0.7, 0.3, 3), Rate(200, 0.9, 0.2, 3)]
+    assert Rate.of(rounds) == Rate(200, 0.7, 0.2, 3, tuple(rounds))
+
+
+@pytest.mark.parametrize("figure, says", [
+    ("answers", "1.50 (1.00 to 2.00 by round)"), ("cost_s", "0.50 (0.25 to 1.00 by round)")])
+def test_a_ratio_shows_the_medians_and_the_least_and_most_of_a_round(figure, says):
+    one = Rate.of([Rate(100, 1, 1), Rate(400, 2, 1), Rate(150, 1, 1)])
+    other = Rate.of([Rate(100, 1, 1), Rate(200, 2, 1), Rate(100, 4, 1)])
+    assert str(Ratio.of(one, other, figure)) == says
+
+
+@pytest.mark.parametrize("events_a_second, median, kept_up", [
+    (2_500, 19, True), (2_480, 1, True), (2_400, 1, False), (2_500, 21, False)])
+def test_a_server_keeps_up_while_events_come_in_half_the_time_to_the_next(
+        events_a_second, median, kept_up):
+    """A hundred streams: 2,500 events a second, 40 ms apart in each."""
+    assert Paced(answers=events_a_second, cost_s=1, busy=1, streams=100, median=median,
+                 p99=99, kb=1).kept_up is kept_up
