@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint soak overload bench bench-peers programs
+.PHONY: run demo test lint soak overload bench bench-against bench-peers programs
 
 # Start the router for real: configured by the environment, against the real backend.
 run: .venv/run
@@ -36,11 +36,16 @@ soak: .venv/dev
 overload: .venv/dev programs
 	$(BIN)/python -m tests.bench.overload
 
-# What one worker can do and what it costs, some ten minutes. Needs wrk from Debian.
+# What one worker can do and what it costs, a quarter of an hour. Needs wrk from Debian.
 bench: .venv/dev programs
 	$(BIN)/python -m tests.bench
 
-# The same beside other routers, some minutes. Needs wrk and nginx from Debian.
+# The router of the working tree beside that of a commit, four minutes; prints ratios. For less:
+# make bench-against COMMIT=HEAD~1 ROWS="direct paced" ROUNDS=3
+bench-against: .venv/dev
+	$(BIN)/python -m tests.bench.against $(if $(ROUNDS),--rounds $(ROUNDS)) $(COMMIT) $(ROWS)
+
+# The same beside other routers, ten minutes. Needs wrk and nginx from Debian.
 bench-peers: .venv/dev programs .venv/peers/ready
 	$(BIN)/python -m tests.bench.peers .venv/peers/bin
 

@@ -79,9 +79,9 @@ def _memory_kb(pid, field):
     raise KeyError(field)
 
 
-def started(command, cores, **options):
+def started(command, cores, cwd=ROOT, **options):
     """Start a process on these cores only."""
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL,
+    return subprocess.Popen(command, cwd=cwd, stderr=subprocess.DEVNULL,
                             preexec_fn=lambda: os.sched_setaffinity(0, cores), **options)
 
 
@@ -134,11 +134,14 @@ def upstream():
             stop(process)
 
 
-def router(backend, *, cores=SERVER_CORES, **environment):
-    """Run the router in front of a backend, everything on, one worker unless told otherwise."""
+def router(backend, *, cores=SERVER_CORES, tree=ROOT, python=sys.executable, **environment):
+    """Run the router in front of a backend, everything on, one worker unless told otherwise.
+
+    tree, python  whose `app/` and `gunicorn.conf.py` are run, and what runs them
+    """
     plan = Router(f"http://127.0.0.1:{backend.port}",
                   **{"LOG_LEVEL": "info", "PYTHONPATH": "", **environment})
-    return running([sys.executable, "-m", "gunicorn"], plan.port, "/readyz", cores=cores,
+    return running([python, "-m", "gunicorn"], plan.port, "/readyz", cores=cores, cwd=tree,
                    env=plan.environment)
 
 
