@@ -101,8 +101,8 @@ class Upstream:
     rows      the utilization feed, likewise
     feed_status  what the feeds answer with
     exchanges    every chat completion seen, in order
-    refuse_bodies   read no further than a request's head; each is an event in bodies_refused,
-                    set when the peer has closed
+    refuse_bodies   read nothing from new connections; each has an event in bodies_refused, set
+                    when the peer has closed
     tls          path of a certificate with its key: speak TLS
     """
 
@@ -136,11 +136,7 @@ class Upstream:
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
             self.stop_listening()
-        for sock in list(self._open):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        _hang_up(list(self._open))
         self._thread.join(DEADLINE_S)
 
     def on(self, model, script):
@@ -168,9 +164,11 @@ class Upstream:
         self._listener.close()
 
     def drop_idle(self):
-        """Close the connections on which no request is being answered."""
-        for sock in self._open - self._busy:
-            sock.shutdown(socket.SHUT_RDWR)
+        """Close the connections on which no request is being answered.
+
+        A connection becomes idle a moment after the last byte of its answer.
+        """
+        _hang_up(self._open - self._busy)
 
     def _accept(self):
         while True:
@@ -194,12 +192,11 @@ class Upstream:
         if self.refuse_bodies:
             self._refuse_body(sock)
             return
-        turn, exchange, reader = 0, None, sock.makefile("rb")
+        exchanges, reader = [], sock.makefile("rb")
         try:
             while (request := _read_request(reader)) is not None:
-                turn += 1
-                target, fields, body = request
-                exchange = Exchange(sock, number, turn, target, fields, body)
+                exchange = Exchange(sock, number, len(exchanges) + 1, *request)
+                exchanges.append(exchange)
                 self._busy.add(sock)
                 self._answer(exchange)
                 self._busy.discard(sock)
@@ -208,16 +205,16 @@ class Upstream:
         except OSError:
             pass
         finally:
-            if exchange is not None:
-                exchange.mark_closed()
             self._open.discard(sock)
             self._busy.discard(sock)
             sock.close()
             reader.close()
+            for exchange in exchanges:
+                exchange.mark_closed()
 
     def _refuse_body(self, sock):
         closed = threading.Event()
-        # The head is left in the socket as well: nothing is read, the peer's end is polled for.
+        # Nothing is read, so the peer's end is polled for.
         poll = select.poll()
         poll.register(sock, select.POLLRDHUP)
         self.bodies_refused.append(closed)
@@ -240,16 +237,27 @@ class Upstream:
         self._scripts.get(exchange.model, self._default)(exchange)
 
 
+def _hang_up(socks):
+    for sock in socks:
+        # The peer, or the connection's own thread, may be faster.
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
 def _read_request(reader):
+    """Return a request's target, fields and body; None where the connection ends before its end."""
     line = reader.readline()
     if not line.endswith(b"HTTP/1.1\r\n"):
         return None
     fields = []
-    while (field := reader.readline()) not in (b"\r\n", b""):
+    while (field := reader.readline()) != b"\r\n":
+        if not field.endswith(b"\r\n"):
+            return None
         name, _, value = field.decode("latin-1").partition(":")
         fields.append((name.lower(), value.strip()))
     length = int(dict(fields).get("content-length", 0))
-    return line.split()[1].decode(), fields, reader.read(length)
+    body = reader.read(length)
+    return (line.split()[1].decode(), fields, body) if len(body) == length else None
 
 
 def complete(body, framing="length", status=200, fields=()):
