@@ -107,7 +107,7 @@ def test_gevents_loop_counts_its_turns():
 
 
 def test_requests_iterates_over_any_raw_object_with_a_stream():
-    """002-R15: the transport sets Response._content and _content_consumed, and nothing else."""
+    """002-R15: the transport sets Response._content_consumed and makes nothing else."""
     class Raw:
         closed = False
 
@@ -118,7 +118,7 @@ def test_requests_iterates_over_any_raw_object_with_a_stream():
             self.closed = True
 
     response = requests.Response.__new__(requests.Response)
-    response.raw, response._content, response._content_consumed = Raw(), False, False
+    response.raw, response._content_consumed = Raw(), False
     assert list(response.iter_content(chunk_size=None)) == [b"piece"]
     response._content_consumed = False
     response.close()

@@ -34,7 +34,6 @@ class _Response(requests.Response):
 
     def __init__(self, raw: Body) -> None:
         self.raw = raw
-        self._content = False  # type: ignore[assignment]
         self._content_consumed = False
 
 
