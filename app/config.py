@@ -117,6 +117,9 @@ class Config:
     upstream_idle_timeout_ms: int = _option(
         "UPSTREAM_IDLE_TIMEOUT_MS", parse.whole_number(1), "300000",
         "longest silence within a body, ms")
+    cut_unfinished_streams: bool = _option(
+        "CUT_UNFINISHED_STREAMS", parse.boolean, "true",
+        "whether an event stream that ends without [DONE] is cut, and so does not look complete")
     client_body_timeout_ms: int = _option(
         "CLIENT_BODY_TIMEOUT_MS", parse.whole_number(1), "30000",
         "a request body must be there whole within this time, ms")

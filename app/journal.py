@@ -29,7 +29,7 @@ class Ending(enum.StrEnum):
 
 
 # Why an answer is cut after commit.
-CAUSES = ("reset", "short", "bad_framing", "silence", "shutdown")
+CAUSES = ("reset", "short", "bad_framing", "silence", "unfinished", "shutdown")
 _CUTS = (Ending.CUT_BY_UPSTREAM, Ending.CUT_AT_SHUTDOWN)
 
 

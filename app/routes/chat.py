@@ -18,6 +18,7 @@ from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
 from app.routes.body import read_body, skip_body
 from app.routing.decision import Mode, decide, mode_of
+from app.routing.event_stream import StreamTail, is_event_stream
 from app.routing.headers import SELECTED_MODEL, client_headers, upstream_headers
 from app.routing.model_field import find_model
 from app.routing.view import View, Views
@@ -105,7 +106,7 @@ class ChatCompletions:
         committed = self.attempts.run(
             decision.candidates, prepared, (record, sticky) if sticky else (record,))
         try:
-            return _respond(environ, client, record, decision.mode, committed)
+            return self._respond(environ, client, record, decision.mode, committed)
         except BaseException:
             committed.response.close()
             raise
@@ -115,24 +116,27 @@ class ChatCompletions:
             return None
         return self.stickiness.for_client(environ)
 
-
-def _respond(environ: dict[str, Any], client: Client, record: RequestRecord, mode: Mode,
-             committed: Committed) -> Response:
-    upstream = committed.response
-    record.selected = record.label(committed.model)
-    record.status, record.resent = upstream.status, upstream.resent
-    record.begin_answer()
-    if upstream.status in (204, 304):
-        # There is no body to relay, and no end of it to see.
-        record.ending = Ending.COMPLETE
-    fields = client_headers(upstream.fields)
-    if mode is not Mode.DIRECT:
-        fields.append((SELECTED_MODEL, committed.model))
-    delimited = environ["SERVER_PROTOCOL"] != "HTTP/1.0" or any(
-        name.lower() == "content-length" for name, _ in fields)
-    relay = Relay(committed, record, client, delimited=delimited)
-    return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,
-                           direct_passthrough=True)
+    def _respond(self, environ: dict[str, Any], client: Client, record: RequestRecord, mode: Mode,
+                 committed: Committed) -> Response:
+        upstream, cuts = committed.response, self.config.cut_unfinished_streams
+        record.selected = record.label(committed.model)
+        record.status, record.resent = upstream.status, upstream.resent
+        record.begin_answer()
+        if upstream.status in (204, 304):
+            # There is no body to relay, and no end of it to see.
+            record.ending = Ending.COMPLETE
+        fields = client_headers(upstream.fields)
+        if mode is not Mode.DIRECT:
+            fields.append((SELECTED_MODEL, committed.model))
+        tail = StreamTail() if is_event_stream(upstream.status, upstream.fields) else None
+        if tail is not None and cuts:
+            # A client that knows the length would take all bytes for a complete answer.
+            fields = [field for field in fields if field[0].lower() != "content-length"]
+        delimited = environ["SERVER_PROTOCOL"] != "HTTP/1.0" or any(
+            name.lower() == "content-length" for name, _ in fields)
+        relay = Relay(committed, record, client, delimited=delimited, tail=tail, cuts=cuts)
+        return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,
+                               direct_passthrough=True)
 
 
 def _refused(record: RequestRecord, why: ApiError | ShuttingDown) -> ApiError:

@@ -8,11 +8,8 @@ from collections.abc import Iterator
 from app.client_socket import Client
 from app.errors import BodyBroke, StreamCut
 from app.journal import Ending, RequestRecord
+from app.routing.event_stream import StreamTail
 from app.upstream.failover import Committed
-
-# What ends a complete event stream, and how far from its end it is looked for.
-_DONE = b"[DONE]"
-_TAIL_BYTES = 32
 
 
 class Relay:
@@ -22,17 +19,18 @@ class Relay:
     record     told of every byte and of the end
     client     the client's connection
     delimited  whether the client can tell the end of the body from the end of the connection
+    tail       of an event stream that must end in [DONE]; None: any end is right
+    cuts       whether an event stream without [DONE] is cut
     """
 
     def __init__(self, committed: Committed, record: RequestRecord, client: Client, *,
-                 delimited: bool) -> None:
+                 delimited: bool, tail: StreamTail | None, cuts: bool) -> None:
         self._committed = committed
         self._record = record
         self._client = client
         self._delimited = delimited
-        self._event_stream = any(
-            name.lower() == "content-type" and value.lower().startswith("text/event-stream")
-            for name, value in committed.response.fields)
+        self._tail = tail
+        self._cuts = cuts
         if not delimited:
             # To a client that reads until the connection closes (HTTP/1.0, nginx by default) only
             # a reset tells a broken answer from a complete one. It is set from the start, since a
@@ -40,17 +38,21 @@ class Relay:
             client.end_in_reset(True)
 
     def __iter__(self) -> Iterator[bytes]:
-        record, tail = self._record, b""
+        record, tail = self._record, self._tail
         try:
             for chunk in self._pieces():
                 record.body_bytes += len(chunk)
-                tail = chunk if len(chunk) >= _TAIL_BYTES else (tail + chunk)[-_TAIL_BYTES:]
+                if tail is not None:
+                    tail.add(chunk)
                 yield chunk
         except BodyBroke as error:
             record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, error.cause
             raise StreamCut from error
+        record.unfinished = tail is not None and not tail.is_done()
+        if record.unfinished and self._cuts:
+            record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, "unfinished"
+            raise StreamCut
         record.ending = Ending.COMPLETE
-        record.unfinished = self._event_stream and _DONE not in tail
 
     def _pieces(self) -> Iterator[bytes]:
         if self._committed.first:

@@ -691,21 +691,82 @@ def test_a_good_stream_outlives_the_idle_limit_however_its_framing_is_split(
     oracle.holds({})
 
 
-@pytest.mark.parametrize("framing", ["chunked", "close"])
-@pytest.mark.parametrize("parts, unfinished", [
-    (sse([{"n": 1}], done=False), True), (sse([{"n": 1}]), False),
-    ([b"data: 1\n\n", b'{"detail":"exhausted"}'], True), ([b"data: [DO", b"NE]\n\n"], False),
-    ([bytes([byte]) for byte in b"data: [DONE]\n\n"], False)])
-def test_F16_an_event_stream_without_its_done_is_counted_and_passes_unchanged(
-        router, upstream, model, oracle, framing, parts, unfinished):
+ERROR = b'{"detail":"exhausted"}'
+FAR = b"data: " + b"x" * 5000 + b"\n\n"
+
+
+@pytest.mark.parametrize("framing", ["chunked", "close", "length"])
+@pytest.mark.parametrize("parts", [
+    sse([{"n": 1}], done=False), [*sse([{"n": 1}], done=False), ERROR], [ERROR],
+    [b"data: [DONE]\n\n", FAR], [b'data: {"content": "data: [DONE]"}\n\n'],
+    [b"data: [DONE]x\n\n"], [b": data: [DONE]\n\n"], [FAR[:-10] + b"data: [DONE]"]])
+def test_F16_an_event_stream_without_its_done_is_passed_on_and_then_cut(
+        router, upstream, model, oracle, framing, parts):
+    """006-W14, 006-W13"""
+    name = model()
+    upstream.on(name, pieces(parts, framing, fields=[EVENTS]))
+    answer = ask(router, name, {"X-Request-Id": name})
+    assert (answer.body, answer.ended) == (b"".join(parts), "cut")
+    record = router.record(name)
+    assert (record["ended"], record["cut_cause"], record["unfinished"]) == (
+        "cut_by_upstream", "unfinished", True)
+    oracle.holds({("unfinished_streams_total",): 1, ("cuts_total", "unfinished"): 1})
+
+
+@pytest.mark.parametrize("framing", ["chunked", "close", "length"])
+@pytest.mark.parametrize("parts", [
+    sse([{"n": 1}]), [b"data: [DO", b"NE]\n\n"], [FAR, b"data: [DONE]"], [b"data:[DONE]\r\n\r\n"],
+    [bytes([byte]) for byte in b"data: [DONE]\n\n"],
+    [b"data: [DONE]\n\n", b"event: usage\ndata: {}\n\n", ERROR]])
+def test_F16_an_event_stream_with_its_done_near_its_end_is_complete(
+        router, upstream, model, oracle, framing, parts):
     """006-W14, 006-W13"""
     name = model()
     upstream.on(name, pieces(parts, framing, fields=[EVENTS]))
     answer = ask(router, name, {"X-Request-Id": name})
     assert (answer.body, answer.ended) == (b"".join(parts), "complete")
     record = router.record(name)
-    assert (record["ended"], record["unfinished"]) == ("complete", unfinished)
-    oracle.holds({("unfinished_streams_total",): 1} if unfinished else {})
+    assert (record["ended"], record["unfinished"]) == ("complete", False)
+    oracle.holds({})
+
+
+@pytest.mark.parametrize("status, fields", [
+    (200, [EVENTS, ("Content-Encoding", "gzip")]), (400, [EVENTS]),
+    (200, [("Content-Type", "application/json")])])
+def test_F16_what_is_no_plain_event_stream_ends_as_it_came(
+        router, upstream, model, oracle, status, fields):
+    """006-W14, 006-W13"""
+    name = model()
+    upstream.on(name, complete(b"\x1f\x8bpacked", status=status, fields=fields))
+    answer = ask(router, name, {"X-Request-Id": name})
+    assert (answer.status, answer.body, answer.ended) == (status, b"\x1f\x8bpacked", "complete")
+    assert answer.value("Content-Length") == "8" and not router.record(name)["unfinished"]
+    oracle.holds({})
+
+
+def test_F16_an_event_stream_without_its_done_ends_as_it_came_where_that_is_wanted(upstream, model):
+    """006-W14"""
+    name, parts = model(), [*sse([{"n": 1}], done=False), ERROR]
+    upstream.on(name, pieces(parts, fields=[EVENTS]))
+    with Router(upstream.url, CUT_UNFINISHED_STREAMS="false") as as_it_came:
+        answer = ask(as_it_came, name, {"X-Request-Id": name})
+        assert (answer.body, answer.ended) == (b"".join(parts), "complete")
+        record = as_it_came.record(name)
+        assert (record["ended"], record["unfinished"]) == ("complete", True)
+        assert as_it_came.metrics_at_rest()["unfinished_streams_total",] == 1
+
+
+def test_F16_a_client_that_reads_until_close_sees_the_cut_as_a_reset(router, upstream, model):
+    """006-W14, 006-W4"""
+    name = model()
+    upstream.on(name, pieces([ERROR], fields=[EVENTS]))
+    body = json.dumps({"model": name, "stream": True}).encode()
+    with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s"
+                       % (len(body), body))
+        with pytest.raises(ConnectionResetError):
+            while client.recv(65536):
+                pass
 
 
 # -- the client ------------------------------------------------------------------------------
