@@ -1,5 +1,8 @@
 """HTTP responses as bytes, in every split."""
 
+import contextlib
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,11 +128,33 @@ def test_a_head_is_parsed_as_it_stands(head, expected):
     b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
     b"HTTP/1.1 200 OK\r\n: b\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b\x7f\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nA\xe9: b\r\n\r\n", b"HTTP/1.1 101 Switch\r\n\r\n"])
+    b"HTTP/1.1 200 OK\r\nA\xe9: b\r\n\r\n", b"HTTP/1.1 101 Switch\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nA b: c\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nA: b\r\n\n", b"HTTP/1.1 200 OK\r\nA: b\r\n",
+    b"HTTP/1.1 200 OK\r\n\r\nA: b\r\n\r\n", b"HTTP/1.1 200 OK\r\n\n\r\n\r\n"])
 def test_a_bad_head_is_no_response(head):
     """006-W8"""
     with pytest.raises(InvalidMessage):
         parse_head(head)
+
+
+def seconds_for(head):
+    started = time.process_time()
+    with contextlib.suppress(InvalidMessage):
+        parse_head(head)
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize("line", [
+    b"a" * 60_000, b"A:" + b" " * 60_000 + b"\x00", b"A:" + b" \t" * 30_000 + b"b\x00",
+    b"A: " + b"b " * 30_000 + b"\x00"])
+def test_a_bad_head_takes_no_longer_than_a_good_one_of_its_size(line):
+    """006-W8"""
+    start = b"HTTP/1.1 200 OK\r\n"
+    good, bad = start + b"A: b\r\n" * 10_000 + b"\r\n", start + line + b"\r\n\r\n"
+    assert len(parse_head(good).fields) == 10_000
+    # A search that tries each beginning with each end takes thousands of times as long.
+    assert seconds_for(bad) < 50 * seconds_for(good)
 
 
 def framed(*fields, status=200, minor=1):
