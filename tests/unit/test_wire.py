@@ -80,6 +80,13 @@ def test_bad_chunks_break_the_body_and_what_came_before_is_kept(data, good):
         assert split.broken
 
 
+def test_a_chunk_of_any_size_that_can_be_announced_is_read():
+    """002-R15"""
+    reader = ChunkedBody()
+    assert reader.feed(b"ffffffffffffffff\r\nab") + reader.feed(b"\r\n") == b"ab\r\n"
+    assert not reader.complete and not reader.broken
+
+
 @given(st.binary(max_size=60), st.lists(st.integers(0, 100), max_size=5), st.binary(max_size=3))
 def test_a_body_of_known_length_ends_to_the_byte(body, places, surplus):
     """002-R15, 006-W9"""
