@@ -1,13 +1,12 @@
 """HTTP/1.1 responses as bytes: the head, the framing, the body. No I/O.
 
-Theory. What a recipient takes for the end of a message decides which bytes belong to whom, so
-framing is judged as strictly as nginx judges it: a response whose length could be read in two
-ways is no response. Bodies come out as they came in, never decoded, and a body that ends early
-is `broken`, not `complete`: the difference is kept until it reaches the client.
+Theory. The framing says which bytes belong to which response. It is judged as strictly as nginx
+judges it: a response whose length can be read in two ways is refused. Bodies are never decoded.
+A body that ends early is `broken`, not `complete`, so that the client can be shown the difference.
 
-A body reader takes bytes with `feed(data)` and returns those of the body, and is told of the end
-of the connection with `end_of_stream()`. It never raises: good bytes that came together with bad
-ones are still the client's.
+A body reader is given the connection's bytes with `feed(data)`, which returns the body's bytes
+among them. `end_of_stream()` says that the connection has ended. Neither raises: good bytes that
+arrive together with bad ones still go to the client.
 
 Source: specs/006 W7-W10; RFC 9112 sections 4 to 7.
 """
@@ -21,7 +20,7 @@ LARGEST_HEAD = 64 * 1024
 _LARGEST_CHUNK_LINE = 4 * 1024
 _LARGEST_TRAILER = 16 * 1024
 
-# Why a body is broken.
+# Why a body is broken: the connection ended inside it, or its chunks are not chunks.
 SHORT = "short"
 BAD_FRAMING = "bad_framing"
 
@@ -38,7 +37,7 @@ _SWITCHING_PROTOCOLS = 101
 
 
 class InvalidMessage(Exception):
-    """What the upstream sent is not the HTTP it should be; the text is safe to log."""
+    """The upstream's response is not valid HTTP. The text holds nothing of it and may be logged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Head:
     """A response's status line and fields.
 
     status  100..999
-    minor   minor version: the 1 of HTTP/1.1
-    fields  (name, value) in the order they came, names as spelled, repeated ones kept
+    minor   minor version, 0..9: the 1 of HTTP/1.1
+    fields  (name, value) in the order of arrival; names as spelled; repeated fields are kept
     """
 
     status: int
@@ -57,11 +56,11 @@ class Head:
 
     @property
     def interim(self) -> bool:
-        """Say whether another response follows this one (RFC 9110 section 15.2)."""
+        """Say whether this is an interim response: another one follows (RFC 9110 section 15.2)."""
         return self.status < 200
 
     def values(self, name: str) -> list[str]:
-        """Return the values of a field, by its lower-case name."""
+        """Return all values of a field; `name` is in lower case."""
         return [value for field, value in self.fields if field.lower() == name]
 
     @property
@@ -74,12 +73,12 @@ class Head:
 def parse_head(data: bytes) -> Head:
     """Parse a response head.
 
-    data     from the status line up to and with the empty line
+    data     from the status line to the empty line, both included
     Returns  Head
     Raises   InvalidMessage
     Cost     about 0.5 µs a field
 
-    Source: RFC 9112 sections 4 and 5; folded lines are refused (5.2).
+    Source: RFC 9112 sections 4 and 5. Folded lines (section 5.2) are refused.
     """
     text = data.decode("latin-1")
     status_line = _STATUS_LINE.match(text)
@@ -97,11 +96,11 @@ def parse_head(data: bytes) -> Head:
 
 
 class BodyReader(Protocol):
-    """Finds the end of one body; see the module's text.
+    """Finds the end of one body; the module's docstring says how it is used.
 
     complete  the body has ended properly
-    surplus   bytes came that belong to no response
-    broken    SHORT or BAD_FRAMING; empty while nothing is wrong with the body
+    surplus   the connection cannot be used again: bytes follow the body, or it has ended
+    broken    SHORT or BAD_FRAMING; empty while the body is sound
     """
 
     complete: bool
@@ -111,17 +110,18 @@ class BodyReader(Protocol):
     def feed(self, data: bytes) -> bytes:
         """Return the body's bytes in `data`, which is not empty.
 
-        Where something is wrong, what came before it is still returned.
+        Where the framing is bad, the bytes before that place are still returned.
         """
 
     def end_of_stream(self) -> None:
-        """Take note that the connection has ended."""
+        """Note that the connection has ended."""
 
 
 def body_reader(head: Head) -> BodyReader:
     """Choose the reader for a final response by its framing.
 
-    Raises  InvalidMessage where nginx would refuse the response
+    Returns  BodyReader
+    Raises   InvalidMessage where nginx would refuse the response
 
     Source: specs/006 W8; RFC 9112 section 6.3.
     """
@@ -159,12 +159,12 @@ class LengthBody:
         return body
 
     def end_of_stream(self) -> None:
-        """Take note that bytes are missing."""
+        """Note that bytes are missing."""
         self.broken = SHORT
 
 
 class UntilCloseBody:
-    """A body that ends with its connection, which is therefore never used again."""
+    """A body that lasts until its connection ends. The connection is never used again."""
 
     def __init__(self) -> None:
         self.complete = False
