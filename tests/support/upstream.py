@@ -251,7 +251,7 @@ def _read_request(reader):
         return None
     fields = []
     while (field := reader.readline()) != b"\r\n":
-        if not field.endswith(b"\r\n"):
+        if not field:
             return None
         name, _, value = field.decode("latin-1").partition(":")
         fields.append((name.lower(), value.strip()))
