@@ -142,6 +142,9 @@ class Config:
     ca_bundle: str = _option(
         "REQUESTS_CA_BUNDLE", parse.optional(parse.ca_bundle), "",
         "CA certificates trusted for calls to https URLs; read once, at start")
+    cors_allow_origins: frozenset[str] = _option(
+        "CORS_ALLOW_ORIGINS", parse.origins, "",
+        "origins of pages that may call the router from a browser, or *; empty: none")
     web_concurrency: int = _option(
         "WEB_CONCURRENCY", parse.whole_number(1, 1000), "2",
         "worker processes")
@@ -171,7 +174,8 @@ class Config:
         """Return every variable's name and value as text, secrets starred."""
         shown = {}
         for field in dataclasses.fields(self):
-            text = str(getattr(self, field.name))
+            value = getattr(self, field.name)
+            text = " ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
             # A URL may hold a password before its host, and a key in its query.
             secret = field.metadata["secret"] or re.search("[@?]", text)
             shown[field.metadata["name"]] = "****" if text and secret else text

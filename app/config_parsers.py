@@ -24,6 +24,8 @@ _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>[0-9]{1,5})")
 _REDIS_URL = re.compile(r"rediss?://[^\s/?#]+(/[0-9]{0,4})?|unix://[^\s?#]*/[^\s?#]+(\?db=[0-9]+)?")
+# A browser sends neither upper case nor a path.
+_ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+")
 _NOT_IN_URLS = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
@@ -168,6 +170,14 @@ def url(text: str) -> str:
         # requests would turn it into an Authorization header in place of the client's.
         raise BadValue("a URL without credentials")
     return text
+
+
+def origins(text: str) -> frozenset[str]:
+    """Parse origins as browsers send them, or *, separated by commas or spaces."""
+    words = frozenset(text.replace(",", " ").split())
+    if not all(word == "*" or _ORIGIN.fullmatch(word) and _http_url(word) for word in words):
+        raise BadValue("origins such as https://chat.example or http://localhost:3000, or *")
+    return words
 
 
 def base_url(text: str) -> str:

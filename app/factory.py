@@ -24,6 +24,7 @@ from app.inflight import InFlight
 from app.journal import CAUSES
 from app.routes.application import Application
 from app.routes.chat import ChatCompletions
+from app.routes.cors import Cors
 from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
 from app.routing.client_key import ClientKeys
@@ -82,7 +83,8 @@ def create_app(config: Config, *, send: Sender | None = None,
                         clock)
     in_flight = InFlight(config.max_inflight_requests.resolve(config.worker_connections))
     stickiness = build_stickiness(config, clock)
-    app = Application(in_flight, config.client_write_timeout_ms / 1000)
+    app = Application(in_flight, config.client_write_timeout_ms / 1000,
+                      Cors(config.cors_allow_origins))
     app.register_blueprint(ChatCompletions(
         config, views, stickiness, attempts, in_flight, clock).blueprint())
     app.register_blueprint(Health(config, views, in_flight, clock).blueprint())

@@ -14,6 +14,7 @@ from werkzeug.routing import MapAdapter
 from app.client_socket import client_of
 from app.errors import ApiError
 from app.inflight import InFlight
+from app.routes.cors import Cors
 from app.routes.errors import register_error_handlers
 from app.routing.headers import REQUEST_ID, sane_request_id
 
@@ -42,6 +43,7 @@ class Application(Flask):
 
     in_flight        the worker's requests
     write_timeout_s  bounds each write to a client
+    cors             who may read answers in a browser
 
     The work is done in the methods that call Flask's hooks: no hooks are looked up, no session is
     opened, no view function is examined for being a coroutine.
@@ -49,9 +51,10 @@ class Application(Flask):
 
     session_interface = _NoSessions()
 
-    def __init__(self, in_flight: InFlight, write_timeout_s: float) -> None:
+    def __init__(self, in_flight: InFlight, write_timeout_s: float, cors: Cors) -> None:
         super().__init__("app", static_folder=None)
         self._in_flight = in_flight
+        self._cors = cors
         self._write_timeout_s = write_timeout_s
         # A path is matched as it came; none is redirected.
         self.url_map.merge_slashes = False
@@ -77,10 +80,11 @@ class Application(Flask):
             return None
         return MapAdapter(self.url_map, "", "/", None, "http", request.path, request.method)
 
-    def preprocess_request(self) -> None:
+    def preprocess_request(self) -> Response | None:
         """Decide the request's id before anything can go wrong; refuse what has no route here.
 
-        Raises  ApiError not_found
+        Returns  the answer to an OPTIONS request, where browsers may ask
+        Raises   ApiError not_found
         """
         environ = request.environ
         environ["router.request_id"] = sane_request_id(environ.get("HTTP_X_REQUEST_ID", ""))
@@ -88,6 +92,9 @@ class Application(Flask):
         if environ.get("PATH_INFO", "").startswith("//") or (
                 client_of(environ).health_only and not self._lives_on_health_address(request)):
             raise ApiError("not_found", "There is no such route.")
+        if self._cors and request.method == "OPTIONS":
+            return self._cors.preflight(environ)
+        return None
 
     def _lives_on_health_address(self, request: Request) -> bool:
         blueprint = self.blueprints.get(request.blueprint or "")
@@ -100,6 +107,7 @@ class Application(Flask):
         request.routing_exception = None
         if REQUEST_ID not in response.headers:
             response.headers[REQUEST_ID] = environ["router.request_id"]
+        self._cors.mark(environ, response)
         client = client_of(environ)
         if client.body_pending:
             client.abandon_body()

@@ -72,6 +72,9 @@ def test_every_spelling_of_yes_and_no(environment, text, value):
     ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("REQUESTS_CA_BUNDLE", "/etc/passwd"),
     ("LISTEN_ADDR", "[:::::]:80"), ("LISTEN_ADDR", "unix:/nowhere/router.sock"),
     ("LISTEN_ADDR", "unix:/" + "x" * 107), ("WORKER_CONNECTIONS", "100001"),
+    *(("CORS_ALLOW_ORIGINS", value) for value in (
+        "https://a.example/", "a.example", "null", "https://A.example", "https://a.example:x",
+        "file://a", "https://*.example")),
     ("STATE_DIR", "/nowhere"), ("STATE_DIR", "/etc/hostname"),
     ("UTILIZATION_URL", "https://"), ("TRUSTED_PROXY_CIDRS", "localhost"), ("LOG_LEVEL", ""),
 ])
@@ -226,3 +229,11 @@ def test_the_addresses_are_the_services_and_the_probes(monkeypatch):
     assert load_config().addresses == ["0.0.0.0:8080"]
     monkeypatch.setenv("HEALTH_LISTEN_ADDR", "0.0.0.0:8081")
     assert load_config().addresses == ["0.0.0.0:8080", "0.0.0.0:8081"]
+
+
+def test_allowed_origins_are_separated_by_commas_or_spaces(environment):
+    """002-R24"""
+    assert environment().cors_allow_origins == frozenset()
+    config = environment(CORS_ALLOW_ORIGINS="https://b.example, http://[::1]:3000 *")
+    assert config.cors_allow_origins == {"https://b.example", "http://[::1]:3000", "*"}
+    assert config.effective()["CORS_ALLOW_ORIGINS"] == "* http://[::1]:3000 https://b.example"
