@@ -80,7 +80,7 @@ def main():
     parser.add_argument("commit")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("rows", nargs="*", default=ROWS, help=f"of {', '.join(ROWS)}")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     if unknown := set(asked.rows) - set(ROWS):
         parser.error(f"no row {', '.join(unknown)}: there are {', '.join(ROWS)}")
     require("wrk")

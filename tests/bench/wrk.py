@@ -92,7 +92,10 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """How a figure of one load compares with another's: of the medians, and by round."""
+    """How a figure of one load compares with another's: round by round, and the median of those.
+
+    What slows a machine down for some seconds slows both down, and leaves their ratio.
+    """
 
     median: float
     least: float
@@ -101,9 +104,9 @@ class Ratio:
     @classmethod
     def of(cls, one, other, figure="answers"):
         """Compare two Rates of the same interleaved rounds."""
-        whole, *each = [getattr(mine, figure) / getattr(its, figure) for mine, its in zip(
-            (one, *one.rounds), (other, *other.rounds), strict=True)]
-        return cls(whole, min(each), max(each))
+        each = [getattr(mine, figure) / getattr(its, figure)
+                for mine, its in zip(one.rounds, other.rounds, strict=True)]
+        return cls(statistics.median(each), min(each), max(each))
 
     def __str__(self):
         return f"{self.median:.2f} ({self.least:.2f} to {self.most:.2f} by round)"
@@ -165,11 +168,15 @@ def prepared(load, seconds=ROUND_S):
 
 
 def in_turn(runs, rounds):
-    """Call each of the runs one after the other, several times; return name -> Rate of medians."""
-    seen = {name: [] for name in runs}
+    """Call each of the runs one after the other, several times; return name -> Rate of medians.
+
+    Every second round goes backwards, so that nobody is always the later one.
+    """
+    seen, names = {name: [] for name in runs}, list(runs)
     for _ in range(rounds):
-        for name, one in runs.items():
-            seen[name].append(one())
+        for name in names:
+            seen[name].append(runs[name]())
+        names.reverse()
     return {name: type(rates[0]).of(rates) for name, rates in seen.items()}
 
 

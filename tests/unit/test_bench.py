@@ -1,5 +1,7 @@
 """The parts of the bench that only reckon: what was seen in, figures out."""
 
+import functools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from tests.bench.paced import Paced
 from tests.bench.tokens import delays_ms
 from tests.bench.upstream import event
-from tests.bench.wrk import Rate, Ratio
+from tests.bench.wrk import Rate, Ratio, in_turn
 
 
 @given(st.lists(st.integers(0, 400), max_size=6))
@@ -28,10 +30,22 @@ def test_the_figures_of_a_run_are_each_round_s_median_by_itself():
 
 @pytest.mark.parametrize("figure, says", [
     ("answers", "1.50 (1.00 to 2.00 by round)"), ("cost_s", "0.50 (0.25 to 1.00 by round)")])
-def test_a_ratio_shows_the_medians_and_the_least_and_most_of_a_round(figure, says):
+def test_a_ratio_is_taken_round_by_round(figure, says):
     one = Rate.of([Rate(100, 1, 1), Rate(400, 2, 1), Rate(150, 1, 1)])
-    other = Rate.of([Rate(100, 1, 1), Rate(200, 2, 1), Rate(100, 4, 1)])
+    other = Rate.of([Rate(100, 1, 1), Rate(200, 4, 1), Rate(100, 4, 1)])
     assert str(Ratio.of(one, other, figure)) == says
+
+
+def test_every_second_round_goes_backwards():
+    called = []
+
+    def run(name):
+        called.append(name)
+        return Rate(len(called), 1, 1)
+
+    seen = in_turn({name: functools.partial(run, name) for name in "abc"}, 3)
+    assert "".join(called) == "abccbaabc"
+    assert [rate.answers for rate in seen["a"].rounds] == [1, 6, 7]
 
 
 @pytest.mark.parametrize("events_a_second, median, kept_up", [
