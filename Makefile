@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint soak overload bench bench-against bench-peers programs
+.PHONY: run demo test lint soak overload bench bench-against bench-peers programs clients
 
 # Start the router for real: configured by the environment, against the real backend.
 run: .venv/run
@@ -13,7 +13,7 @@ run: .venv/run
 demo: .venv/run
 	exec $(BIN)/python -m tests.support.demo
 
-test: lint programs
+test: lint programs clients
 	$(BIN)/python -m pytest
 
 # The tests start a Redis, an nginx and a Prometheus of their own and ask the tools that deploy/ is
@@ -27,6 +27,18 @@ programs:
 	test -z "$$missing" || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq -y --no-install-recommends $$missing >/dev/null; } || { \
 		echo "missing, as root: apt-get install$$missing" >&2; exit 1; }
+
+# Other people's clients, as the tests put them before the router; a Node.js comes with them, which
+# is told to trust whom the system trusts, as pip does.
+clients: .venv/clients/ready tests/clients/node_modules/.package-lock.json
+.venv/clients/ready: tests/clients/requirements.txt .venv/run
+	$(PYTHON) -m venv --clear .venv/clients
+	.venv/clients/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+tests/clients/node_modules/.package-lock.json: tests/clients/package-lock.json .venv/clients/ready
+	export PATH="$(CURDIR)/.venv/clients/bin:$$PATH"; cd tests/clients && \
+		NODE_USE_SYSTEM_CA=1 npm ci --ignore-scripts --loglevel=error >/dev/null
+	touch $@
 
 # Thousands of aborted streams and slow clients; some minutes. Needs slowhttptest from Debian.
 soak: .venv/dev

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import pathlib
 import pkgutil
 import re
@@ -108,6 +109,18 @@ def test_the_readme_names_files_and_targets_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`make (\w+)`", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_readmes_table_of_clients_has_the_versions_that_are_tested():
+    """001-R11"""
+    clients = ROOT / "tests" / "clients"
+    pinned = set(re.findall(r"^([\w-]+)==(.+)$", (clients / "requirements.txt").read_text(),
+                            re.MULTILINE))
+    pinned |= json.loads((clients / "package.json").read_text())["dependencies"].items()
+    rows = re.findall(r"^\| (`.*) \| ([\d., ]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    shown = [each for names, versions in rows
+             for each in zip(re.findall(r"`(.+?)`", names), versions.split(", "), strict=True)]
+    assert len(shown) == 6 and set(shown) <= pinned
 
 
 def test_the_readmes_table_of_metrics_is_the_code():
