@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from app.config import RUNTIME_DIRECTORY, RUNTIME_OWNER, ConfigError, load_config
+from app.config import ALIASES_TEXT, RUNTIME_DIRECTORY, RUNTIME_OWNER, ConfigError, load_config
 from app.logs import logging_config
 from app.shared.directory import has_room, make_runtime_directory, remove_runtime_directory
 
@@ -111,6 +111,9 @@ def post_fork(server, worker):
 
     for number in endings:
         signal.signal(number, end)
+    # A worker that replaces a dead one gets the aliases that were judged here, whatever the file
+    # says by now. This is the worker's environment; the master reads the file anew at a reload.
+    os.environ[ALIASES_TEXT] = settings.aliases_file.text
     while not server.SIG_QUEUE.empty():
         if server.SIG_QUEUE.get() in endings:
             end()

@@ -15,12 +15,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app import config_parsers as parse
-from app.config_parsers import BadValue, Limit, TrustedPeers
+from app.alias_file import AliasFile, read_aliases
+from app.config_parsers import BadFile, BadValue, Limit, TrustedPeers
 from app.proxies import goes_direct
 
 # gunicorn.conf.py sets these for its workers; an operator sets neither.
 RUNTIME_DIRECTORY = "CHUTES_ROUTER_RUNTIME_DIRECTORY"
 RUNTIME_OWNER = "CHUTES_ROUTER_RUNTIME_OWNER"
+# The aliases file as the master has judged it, for workers that start when it has changed.
+ALIASES_TEXT = "CHUTES_ROUTER_ALIASES_TEXT"
+
+PASS_UNKNOWN = "pass"
 
 
 class ConfigError(Exception):
@@ -46,7 +51,16 @@ class Config:
         "a second address for probes and scrapes only, with connections of its own")
     backend_base_url: str = _option(
         "BACKEND_BASE_URL", parse.base_url, "https://llm.chutes.ai",
-        "the upstream; /v1/chat/completions is appended")
+        "the upstream; the client's path is appended")
+    aliases_file: AliasFile = _option(
+        "ALIASES_FILE", lambda path: read_aliases(path, os.environ.get(ALIASES_TEXT)), "",
+        "TOML file of aliases; read at start and at SIGHUP; empty: only the two AutoPilots")
+    unknown_models: str = _option(
+        "UNKNOWN_MODELS", parse.one_of("refuse", PASS_UNKNOWN), "refuse",
+        "names that the models feed does not have: refuse, or pass them on as written")
+    alias_fit: bool = _option(
+        "ALIAS_FIT", parse.boolean, "true",
+        "whether an alias prefers models that declare what a request needs")
     models_url: str = _option(
         "MODELS_URL", parse.url, "https://llm.chutes.ai/v1/models",
         "the feed that makes the allowlist")
@@ -155,7 +169,7 @@ class Config:
         "GRACEFUL_TIMEOUT_SECS", parse.whole_number(1), "120",
         "how long requests in flight may take to finish at shutdown, s")
     log_level: str = _option(
-        "LOG_LEVEL", parse.log_level, "info",
+        "LOG_LEVEL", parse.one_of(*parse.LOG_LEVELS), "info",
         "least severe line logged: " + ", ".join(parse.LOG_LEVELS))
 
     @property
@@ -199,10 +213,13 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     options = {field.name: field.metadata for field in dataclasses.fields(Config)}
     values: dict[str, Any] = {}
     expected: dict[str, str] = {}
+    sentences: list[str] = []
     for name, option in options.items():
         try:
             text = environ.get(_spelling(option, environ), option["default"])
             values[name] = option["parse"](parse.utf8(text))
+        except BadFile as error:
+            sentences += [f"{option['name']}: {problem}" for problem in error.problems]
         except BadValue as error:
             expected[name] = str(error)
     if values.get("sticky_url") and values.get("sticky_hash_secret") == "":
@@ -210,9 +227,9 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     if values.get("health_listen_addr") and parse.collide(
             values["health_listen_addr"], values.get("listen_addr", "")):
         expected["health_listen_addr"] = "another address than LISTEN_ADDR"
-    if expected:
-        raise ConfigError("\n".join(
-            _sentence(options[name], environ, what) for name, what in expected.items()))
+    sentences += [_sentence(options[name], environ, what) for name, what in expected.items()]
+    if sentences:
+        raise ConfigError("\n".join(sentences))
     return Config(**values)
 
 

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from urllib.parse import SplitResult, urlsplit
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -31,6 +31,14 @@ _NOT_IN_URLS = re.compile(r"[\s\x00-\x1f\x7f]")
 
 class BadValue(ValueError):
     """A variable's text has no meaning; the exception's text is what was expected."""
+
+
+class BadFile(BadValue):
+    """A file that a variable names cannot be used; `problems` has a sentence for each reason."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        super().__init__("a file that can be used")
+        self.problems = tuple(problems)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +103,15 @@ def boolean(text: str) -> bool:
     raise BadValue("one of true, false, 1, 0, yes, no, on, off")
 
 
-def log_level(text: str) -> str:
-    """Parse one of LOG_LEVELS, in any case of letters."""
-    if text.lower() not in LOG_LEVELS:
-        raise BadValue("one of " + ", ".join(LOG_LEVELS))
-    return text.lower()
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return the parser of one of some words, in any case of letters."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise BadValue("one of " + ", ".join(words))
+        return text.lower()
+
+    return parse
 
 
 def utf8(text: str) -> str:

@@ -10,6 +10,7 @@
     +-- _TooLate             (sticky.redis) Redis did not answer in time
     +-- ValueError
     |   +-- BadValue         (config_parsers) a variable's value has no meaning
+    |       +-- BadFile      (config_parsers) a file that a variable names cannot be used
     +-- OSError
         +-- Disconnected     (upstream.connection) the upstream closed before its response head
         +-- BrokenPipeError

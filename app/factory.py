@@ -15,6 +15,7 @@ from flask import Flask
 
 from app import metrics
 from app.config import Config, runtime_directory
+from app.control.changes import CatalogueChanges
 from app.control.feed_client import feed_fetcher
 from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
@@ -23,7 +24,7 @@ from app.control.schemas import parse_models, parse_utilization
 from app.inflight import InFlight
 from app.journal import CAUSES
 from app.routes.application import Application
-from app.routes.chat import ChatCompletions
+from app.routes.chat import Completions
 from app.routes.cors import Cors
 from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
@@ -76,7 +77,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     Returns  Flask app; `extensions["router"]` is its Router, not started
     """
     metrics.show_zeros(Failure, CAUSES)
-    tls, views = trusting(config.ca_bundle), Views(clock, _show)
+    tls = trusting(config.ca_bundle)
+    views = Views(clock, _show, aliases=config.aliases_file.aliases)
     transport = build_transport(config, tls)
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
@@ -85,7 +87,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     stickiness = build_stickiness(config, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
-    app.register_blueprint(ChatCompletions(
+    app.register_blueprint(Completions(
         config, views, stickiness, attempts, in_flight, clock).blueprint())
     app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
     app.register_blueprint(metrics_blueprint())
@@ -123,9 +125,11 @@ def _sticky_store(config: Config, clock: Callable[[], float]) -> StickyStore:
 def build_feeds(config: Config, tls: ssl.SSLContext, views: Views,
                 clock: Callable[[], float]) -> tuple[Feed[Any], ...]:
     """Return the two feeds, which replace the view."""
+    shared = runtime_directory()
+    changes = CatalogueChanges(views, shared / "catalogue.json" if shared else None)
     sources: tuple[FeedSource[Any], ...] = (
         FeedSource("models", config.models_url, config.models_refresh_ms / 1000, parse_models,
-                   views.take_models),
+                   changes.take),
         FeedSource("utilization", config.utilization_url, config.utilization_refresh_ms / 1000,
                    parse_utilization, views.take_rows),
     )

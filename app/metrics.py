@@ -82,6 +82,8 @@ sticky_total = _counter(
 refreshes_total = _counter(
     "refreshes", "Fetches of a feed by any worker, and their result.", ["feed", "result"])
 dropped_entries_total = _counter("dropped_entries", "Bad entries of fetched feeds.", ["feed"])
+catalogue_changes_total = _counter(
+    "catalogue_changes", "Models of the models feed that appeared or are gone.", ["change"])
 client_gone_total = _counter(
     "client_gone", "Clients that left, or stopped reading, before their answer's end.")
 cuts_total = _counter("cuts", "Answers cut after commit, by cause.", ["cause"])
@@ -166,6 +168,8 @@ def show_zeros(reasons: Iterable[str], causes: Iterable[str]) -> None:
         sticky_total.labels(result)
     for store in ("embedded", "distributed"):
         sticky_errors_total.labels(store)
+    for change in ("appeared", "gone"):
+        catalogue_changes_total.labels(change)
     for feed in ("models", "utilization"):
         dropped_entries_total.labels(feed)
         for result in ("ok", "failed"):

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from app import draining
+from app.alias_file import read_aliases
 from app.config import Config, load_config
+from app.routing.aliases import BUILT_IN
 from tests.test_docs import metric_names
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -87,6 +89,7 @@ def environment_of(path):
 def test_the_environment_file_is_one_the_router_takes(monkeypatch):
     """007-R7"""
     given = environment_of(DEPLOY / "systemd" / "chutes-router.env")
+    assert given.pop("ALIASES_FILE") == "/etc/chutes-router-aliases.toml"
     assert given.pop("STATE_DIR") == "/var/lib/chutes-router"
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -103,8 +106,9 @@ def test_the_compose_file_names_what_there_is():
     assert int(router["stop_grace_period"].rstrip("s")) > load_config().graceful_timeout_secs
     folder = DEPLOY / "docker"
     assert (folder / router["build"]["context"] / router["build"]["dockerfile"]).is_file()
-    for mounted in services["nginx"]["volumes"]:
+    for mounted in (*services["nginx"]["volumes"], *router["volumes"]):
         assert (folder / mounted.split(":")[0]).is_file()
+    assert router["volumes"][0].split(":")[1] == router["environment"]["ALIASES_FILE"]
     assert services["nginx"]["stop_grace_period"] == router["stop_grace_period"]
     site = (DEPLOY / "nginx" / "chutes-router.conf").read_text()
     assert site.count("127.0.0.1:8080") == 1 and "127.0.0.1:8080" in services["nginx"]["command"][2]
@@ -127,7 +131,9 @@ def manifests(tmp_path_factory):
     (overlay / "kustomization.yaml").write_text(
         "resources: [kubernetes/base]\ncomponents: [kubernetes/servicemonitor]\n")
     objects = list(yaml.safe_load_all(run("kubectl", "kustomize", str(overlay))))
-    kinds = {thing["kind"]: thing for thing in objects}
+    # Of the two ConfigMaps one is a file.
+    kinds = {"aliases" if "aliases.toml" in thing.get("data", {}) else thing["kind"]: thing
+             for thing in objects}
     assert len(kinds) == len(objects)
     return kinds
 
@@ -136,7 +142,7 @@ def test_kubernetes_takes_every_manifest(manifests):
     """007-R9"""
     validated = {kind for kind, thing in manifests.items()
                  if "coreos" not in thing["apiVersion"]}
-    assert validated == {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget",
+    assert validated == {"Deployment", "Service", "ConfigMap", "aliases", "PodDisruptionBudget",
                          "HorizontalPodAutoscaler", "NetworkPolicy"}
     for version in ("1.29", "1.37"):
         for kind in validated:
@@ -171,6 +177,28 @@ def test_the_manifests_agree_with_each_other(manifests):
     assert label.items() <= manifests["Service"]["metadata"]["labels"].items()
 
 
+def test_a_pod_reads_the_file_of_aliases_that_it_is_given(manifests):
+    """007-R9, 002-R50"""
+    [volume] = [volume for volume in manifests["Deployment"]["spec"]["template"]["spec"]["volumes"]
+                if volume["name"] == "aliases"]
+    assert volume["configMap"]["name"] == manifests["aliases"]["metadata"]["name"]
+    given = DEPLOY / "aliases.toml"
+    assert manifests["aliases"]["data"] == {"aliases.toml": given.read_text()}
+    assert manifests["ConfigMap"]["data"]["ALIASES_FILE"].endswith("/aliases.toml")
+
+
+def test_the_file_of_aliases_adds_nothing_until_a_use_is_uncommented():
+    """002-R50"""
+    given = DEPLOY / "aliases.toml"
+    assert read_aliases(str(given)).aliases == BUILT_IN
+    lines = [line.removeprefix("# ") for line in given.read_text().splitlines()
+             if re.match(r'# (\[\[|\w+ = )', line)]
+    aliases = read_aliases("uncommented", "\n".join(lines)).aliases
+    assert aliases.keys() == BUILT_IN.keys() | {"gpt-4o", "confidential"}
+    assert aliases["chutesai/AutoPilot"].tiers[1] == ("*",)
+    assert aliases["confidential"].confidential and not aliases["gpt-4o"].confidential
+
+
 def test_a_pod_has_time_for_its_sleep_and_its_drain(manifests):
     """007-R9, 007-R3"""
     spec = manifests["Deployment"]["spec"]["template"]["spec"]
@@ -194,7 +222,8 @@ def test_a_pod_runs_restricted_on_a_read_only_root(manifests):
         "capabilities": {"drop": ["ALL"]}}
     settings = manifests["ConfigMap"]["data"]
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
-        "/tmp", "/dev/shm", settings["STATE_DIR"]}
+        "/tmp", "/dev/shm", settings["STATE_DIR"], str(
+            pathlib.Path(settings["ALIASES_FILE"]).parent)}
 
 
 def test_the_network_policy_opens_the_router_to_labelled_clients_only(manifests):

@@ -7,14 +7,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Room -> the rooms it may import beside itself; each stands above its own line.
 ROOMS = {
     "errors": "", "eventloop": "", "proxies": "", "log_writer": "", "config_parsers": "",
-    "config": "config_parsers proxies",
+    "routing": "errors config_parsers",
+    "alias_file": "config_parsers routing",
+    "config": "config_parsers proxies alias_file",
     "logs": "log_writer",
     "shared": "logs",
     "metrics": "config eventloop shared",
     "client_socket": "errors eventloop",
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
-    "routing": "errors config_parsers",
     "journal": "metrics routing",
     "sticky": "eventloop logs metrics shared routing",
     "upstream": "errors eventloop metrics journal client_socket routing",
@@ -77,7 +78,7 @@ def test_each_library_has_its_door():
     assert importers("prometheus_client") == {"app/metrics.py"}
     assert importers("redis") == {"app/sticky/redis.py"}
     assert importers("sqlite3") == {"app/shared/sqlite.py"}
-    assert importers("marshmallow") == {"app/control/schemas.py"}
+    assert importers("marshmallow") == {"app/control/schemas.py", "app/alias_file.py"}
 
 
 def test_pure_decisions_do_no_io_and_have_no_clock():

@@ -16,6 +16,7 @@ import msgspec
 from marshmallow import Schema, ValidationError, fields
 
 from app.errors import FetchFailed
+from app.routing.catalogue import Model
 from app.routing.ranking import PRIVATE_CHUTE, UtilizationRow
 
 # Far above any real value. It keeps scores within the range of a float.
@@ -69,11 +70,30 @@ class _UtilizationRowSchema(Schema):
     scale_allowance = _Quantity(allow_none=True)
 
 
+class _Words(fields.Field[frozenset[str]]):
+    """An array of strings."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> frozenset[str]:
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            raise ValidationError("not an array of strings")
+        return frozenset(value)
+
+
 class _ModelSchema(Schema):
     class Meta:
         unknown = marshmallow.EXCLUDE
 
     id = fields.String(required=True, validate=_VISIBLE)
+    context_length = _Count()
+    max_model_len = _Count()
+    max_output_length = _Count()
+    supported_features = _Words()
+    input_modalities = _Words()
+    confidential_compute = _Flag()
+
+
+class _ModelsFeed(msgspec.Struct):
+    data: list[msgspec.Raw]
 
 
 _row_schema = _UtilizationRowSchema()
@@ -103,23 +123,62 @@ def parse_utilization(document: bytes,
     return tuple(UtilizationRow(**row) for row in rows), dropped
 
 
-def parse_models(document: bytes, pause: Callable[[], None]) -> tuple[frozenset[str], int]:
+def parse_models(document: bytes, pause: Callable[[], None]) -> tuple[tuple[Model, ...], int]:
     """Parse the models feed.
 
     document  JSON object with an array of models in `data`
     pause     as in parse_utilization
-    Returns   the model ids, and the number of entries dropped as bad
+    Returns   the models, and the number of entries dropped as bad
     Raises    FetchFailed without a valid model: a fetched allowlist is never empty
 
-    Source: specs/003 R9.
+    Source: specs/003 R9, R20.
     """
-    feed = _decode(document)
-    if not isinstance(feed, dict) or not isinstance(feed.get("data"), list):
-        raise FetchFailed("not an object with a data array")
-    models, dropped = _load_all(_model_schema, feed["data"], pause)
+    models, entries = list[Model](), _model_entries(document)
+    for number, entry in enumerate(entries, 1):
+        with contextlib.suppress(ValidationError, FetchFailed):
+            models.append(_model(bytes(entry)))
+        if number % _ROWS_PER_SLICE == 0:
+            pause()
     if not models:
         raise FetchFailed("no model")
-    return frozenset(model["id"] for model in models), dropped
+    return tuple(models), len(entries) - len(models)
+
+
+def _model_entries(document: bytes) -> list[msgspec.Raw]:
+    """Return the entries of `data` as they stand in the document."""
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        return msgspec.json.decode(document, type=_ModelsFeed).data
+    try:
+        # Python writes NaN, which few clients can read: the entries are written anew without it.
+        feed = json.loads(document, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        raise FetchFailed("not JSON") from None
+    if not isinstance(feed, dict) or not isinstance(feed.get("data"), list):
+        raise FetchFailed("not an object with a data array")
+    return [msgspec.Raw(json.dumps(entry).encode()) for entry in feed["data"]]
+
+
+def _model(entry: bytes) -> Model:
+    """Return the model that an entry describes; a bad value costs no more than itself.
+
+    Raises  ValidationError, FetchFailed: it has no usable id, or is not JSON
+    """
+    try:
+        declared = _model_schema.load(_decode(entry))
+    except ValidationError as error:
+        declared = error.valid_data
+        if not isinstance(declared, dict) or "id" not in declared:
+            raise
+    features = declared.get("supported_features")
+    if features is not None and "structured_output" in features:
+        # It is spelled both ways.
+        features |= {"structured_outputs"}
+    return Model(
+        declared["id"], entry,
+        context_length=declared.get("context_length") or declared.get("max_model_len") or None,
+        max_output_length=declared.get("max_output_length"), features=features,
+        inputs=declared.get("input_modalities"),
+        confidential=declared.get("confidential_compute"))
 
 
 def _decode(document: bytes) -> Any:

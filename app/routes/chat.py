@@ -1,32 +1,35 @@
-"""POST /v1/chat/completions: the life of a request, in order.
+"""POST /v1/chat/completions and /v1/completions: the life of a request, in order.
 
 Source: specs/002.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask import Response, request
 
 from app.client_socket import Client, client_of
-from app.config import Config
+from app.config import PASS_UNKNOWN, Config
 from app.errors import ApiError, ClientGone, ShuttingDown
 from app.inflight import InFlight, overloaded
 from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
 from app.routes.body import read_body, skip_body
-from app.routing.decision import Mode, decide, mode_of
+from app.routing.decision import Asked, Decision, Mode, decide, read_asked
 from app.routing.event_stream import StreamTail, is_event_stream
-from app.routing.headers import SELECTED_MODEL, client_headers, upstream_headers
-from app.routing.model_field import find_model
-from app.routing.view import View, Views
+from app.routing.headers import (SELECTED_MODEL, Field, client_headers, skipped_fields,
+                                 upstream_headers)
+from app.routing.model_field import ModelField, find_model
+from app.routing.needs import NO_NEEDS, Needs, read_needs
+from app.routing.view import Views
 from app.sticky.session import ClientStickiness, Stickiness
-from app.upstream.failover import Attempts, Committed, Prepared
+from app.upstream.failover import AttemptObserver, Attempts, Committed, Prepared
 from app.upstream.relay import Relay
 
-CHAT_COMPLETIONS = "/v1/chat/completions"
+# The routes, and what they are below the upstream's base URL.
+PATHS = ("/v1/chat/completions", "/v1/completions")
 
 
 class RelayedResponse(Response):
@@ -41,8 +44,8 @@ class RelayedResponse(Response):
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatCompletions:
-    """Answers chat completions requests.
+class Completions:
+    """Answers requests for completions, of a chat or of a prompt.
 
     views       what requests are routed by
     stickiness  of clients
@@ -59,10 +62,11 @@ class ChatCompletions:
     clock: Callable[[], float] = time.monotonic
 
     def blueprint(self) -> Blueprint:
-        """Return the blueprint of the route."""
+        """Return the blueprint of both routes."""
         blueprint = Blueprint("chat", on_health_address=False)
-        blueprint.add_url_rule(CHAT_COMPLETIONS, view_func=self.answer, methods=["POST"],
-                               defaults={"path": CHAT_COMPLETIONS})
+        for path in PATHS:
+            blueprint.add_url_rule(path, path.replace("/", "_"), self.answer, methods=["POST"],
+                                   defaults={"path": path})
         return blueprint
 
     def answer(self, path: str) -> Response:
@@ -95,29 +99,47 @@ class ChatCompletions:
             environ, config.max_request_bytes, config.client_body_timeout_ms / 1000))
         record.label, record.asked = view.label, view.label(field.model)
         client.watch()
-        sticky = self._sticky(environ, view, field.model)
-        decision = decide(view, field.model, sticky.choice.model if sticky else None,
-                          config.max_model_list_items)
-        record.mode, record.sticky = decision.mode, decision.sticky
-        header_timeout_ms = (config.upstream_header_timeout_ms if field.stream
-                             else config.upstream_nonstream_header_timeout_ms)
-        prepared = Prepared(path, field.body_for, upstream_headers(environ, record.request_id),
-                            header_timeout_ms / 1000)
-        committed = self.attempts.run(
-            decision.candidates, prepared, (record, sticky) if sticky else (record,))
+        asked = read_asked(view, field.model, config.max_model_list_items)
+        record.mode, sticky = asked.mode, self._sticky(environ, asked)
+        decision = decide(view, asked, self._needs(asked, field),
+                          sticky.choice.model if sticky else None,
+                          config.unknown_models == PASS_UNKNOWN)
+        record.sticky = decision.sticky
+        if sticky is not None:
+            sticky.kept = decision.keep
+        committed = self._run(decision, self._prepared(path, environ, record, field),
+                              (record, sticky) if sticky else (record,))
         try:
-            return self._respond(environ, client, record, decision.mode, committed)
+            return self._respond(environ, client, record, decision, committed)
         except BaseException:
             committed.response.close()
             raise
 
-    def _sticky(self, environ: dict[str, Any], view: View, asked: str) -> ClientStickiness | None:
-        if mode_of(view, asked) is Mode.DIRECT:
-            return None
-        return self.stickiness.for_client(environ)
+    def _sticky(self, environ: dict[str, Any], asked: Asked) -> ClientStickiness | None:
+        return None if asked.mode is Mode.DIRECT else self.stickiness.for_client(environ)
 
-    def _respond(self, environ: dict[str, Any], client: Client, record: RequestRecord, mode: Mode,
-                 committed: Committed) -> Response:
+    def _needs(self, asked: Asked, field: ModelField) -> Needs:
+        counts = asked.needs_count and self.config.alias_fit
+        return read_needs(field.members) if counts else NO_NEEDS
+
+    def _prepared(self, path: str, environ: dict[str, Any], record: RequestRecord,
+                  field: ModelField) -> Prepared:
+        config, query = self.config, environ.get("QUERY_STRING")
+        header_timeout_ms = (config.upstream_header_timeout_ms if field.stream
+                             else config.upstream_nonstream_header_timeout_ms)
+        return Prepared(f"{path}?{query}" if query else path, field.body_for,
+                        upstream_headers(environ, record.request_id), header_timeout_ms / 1000)
+
+    def _run(self, decision: Decision, prepared: Prepared,
+             observers: Sequence[AttemptObserver]) -> Committed:
+        try:
+            return self.attempts.run(decision.candidates, prepared, observers)
+        except ApiError as error:
+            error.headers += tuple(_told_of(decision))
+            raise
+
+    def _respond(self, environ: dict[str, Any], client: Client, record: RequestRecord,
+                 decision: Decision, committed: Committed) -> Response:
         upstream, cuts = committed.response, self.config.cut_unfinished_streams
         record.selected = record.label(committed.model)
         record.status, record.resent = upstream.status, upstream.resent
@@ -126,8 +148,8 @@ class ChatCompletions:
             # There is no body to relay, and no end of it to see.
             record.ending = Ending.COMPLETE
         fields = client_headers(upstream.fields)
-        if mode is not Mode.DIRECT:
-            fields.append((SELECTED_MODEL, committed.model))
+        if decision.mode is not Mode.DIRECT:
+            fields += [(SELECTED_MODEL, committed.model), *_told_of(decision)]
         tail = StreamTail() if is_event_stream(upstream.status, upstream.fields) else None
         if tail is not None and cuts:
             # A client that knows the length would take all bytes for a complete answer.
@@ -137,6 +159,11 @@ class ChatCompletions:
         relay = Relay(committed, record, client, delimited=delimited, tail=tail, cuts=cuts)
         return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,
                                direct_passthrough=True)
+
+
+def _told_of(decision: Decision) -> list[Field]:
+    """Return the response fields that say what was decided, whatever the answer is."""
+    return skipped_fields(decision.skipped) if decision.skipped else []
 
 
 def _refused(record: RequestRecord, why: ApiError | ShuttingDown) -> ApiError:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 
 SELECTED_MODEL = "x-chutes-autopilot-selected"
+SKIPPED = "x-chutes-autopilot-skipped"
 REQUEST_ID = "X-Request-Id"
 
 Field = tuple[str, str]
@@ -18,11 +19,14 @@ HOP_BY_HOP = frozenset((
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"))
 # What this side of the exchange decides for itself: the URL's host, the rewritten body's length,
 # an expectation the server has already met, an answer that needs no decoding, the request's id.
+# With a trace the upstream answers 200 to everything, and failover would see no error.
 _MADE_HERE = frozenset(
-    ("host", "content-length", "expect", "accept-encoding", REQUEST_ID.lower()))
+    ("host", "content-length", "expect", "accept-encoding", REQUEST_ID.lower(), "x-chutes-trace"))
 # The server in front of the app writes these two itself.
 _SERVERS_OWN = frozenset(("date", "server"))
-_ALWAYS_BLOCKED = HOP_BY_HOP | _SERVERS_OWN | {SELECTED_MODEL}
+_ALWAYS_BLOCKED = HOP_BY_HOP | _SERVERS_OWN | {SELECTED_MODEL, SKIPPED}
+_MOST_SKIPPED = 10
+_LONGEST_SKIPPED = 4000
 
 _SANE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -56,6 +60,23 @@ def client_headers(fields: Iterable[Field]) -> list[Field]:
     dropped = _named_by(",".join(v for name, v in fields if name.lower() == "connection"))
     blocked = _ALWAYS_BLOCKED | dropped
     return [(name, value) for name, value in fields if name.lower() not in blocked]
+
+
+def skipped_fields(skipped: Iterable[tuple[str, str]]) -> list[Field]:
+    """Return the response field that names what was passed over; none where nothing was.
+
+    skipped  names of visible ASCII and spaces, each with the reason
+
+    Source: specs/002 R52.
+    """
+    shown, room = list[str](), _LONGEST_SKIPPED
+    for name, reason in skipped:
+        entry = f"{name};{reason}"
+        room -= len(entry) + len(", ")
+        if room < 0 or len(shown) == _MOST_SKIPPED:
+            break
+        shown.append(entry)
+    return [(SKIPPED, ", ".join(shown))] if shown else []
 
 
 def sane_request_id(given: str) -> str:

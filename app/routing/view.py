@@ -3,15 +3,18 @@
 A `View` never changes. Each refresh of a feed makes a new one, which replaces the last one whole.
 A request reads it once and keeps it to its end.
 
-Source: specs/003 R1, R8.
+Source: specs/003 R1, R8, R22.
 """
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from app.routing.aliases import BUILT_IN, Alias
-from app.routing.catalogue import OTHER, Catalogue
+from app.routing.aliases import BUILT_IN, Alias, Pool
+from app.routing.catalogue import OTHER, Catalogue, Model
+from app.routing.needs import NO_NEEDS, Fit, Needs, fit
 from app.routing.ranking import Ranking, UtilizationRow, rank
 
 
@@ -39,11 +42,48 @@ class View:
     snapshot: Snapshot | None = None
     aliases: Mapping[str, Alias] = dataclasses.field(default_factory=lambda: BUILT_IN)
 
+    def pool(self, alias: str) -> Pool:
+        """Return the chutes that an alias may choose now."""
+        if alias not in self._pools:
+            candidates = self.snapshot.ranking.candidates if self.snapshot is not None else ()
+            models = self.catalogue.models if self.catalogue is not None else {}
+            self._pools[alias] = self.aliases[alias].pool(candidates, models)
+        return self._pools[alias]
+
     @functools.cached_property
-    def pools(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the model ids each alias may choose now, in the order to try them."""
-        candidates = self.snapshot.ranking.candidates if self.snapshot is not None else ()
-        return {name: alias.pool(candidates) for name, alias in self.aliases.items()}
+    def _pools(self) -> dict[str, Pool]:
+        return {}
+
+    def candidates(self, alias: str, needs: Needs) -> tuple[str, ...]:
+        """Return the model ids that an alias may choose now, in the order to try them.
+
+        Cost  Pool.ordered, once for each alias and each kind of needs
+        """
+        if needs is NO_NEEDS:
+            return self.pool(alias).names
+        # Two contexts that the same models have make the same order.
+        kind = alias, needs.features, needs.inputs, self._context_step(needs.context)
+        if kind not in self._orders:
+            self._orders[kind] = self.pool(alias).ordered(needs)
+        return self._orders[kind]
+
+    @functools.cached_property
+    def _orders(self) -> dict[tuple[Any, ...], tuple[str, ...]]:
+        return {}
+
+    def _context_step(self, tokens: int) -> int:
+        """Return the number of declared contexts that are shorter, plus 1; 0 for 0 tokens."""
+        return bisect.bisect_left(self._contexts, tokens) + 1 if tokens else 0
+
+    @functools.cached_property
+    def _contexts(self) -> list[int]:
+        models = self.catalogue.models.values() if self.catalogue is not None else ()
+        return sorted({model.context_length for model in models if model.context_length})
+
+    def fit(self, model: str, needs: Needs) -> Fit:
+        """Say whether a model declares what a request needs."""
+        models = self.catalogue.models if self.catalogue is not None else {}
+        return fit(needs, models.get(model))[0]
 
     def admits(self, model: str) -> bool:
         """Say whether a client may name this model; every one while there is no catalogue."""
@@ -64,22 +104,24 @@ class Views:
 
     clock      returns seconds, monotonic
     on_change  told of each new view
+    aliases    by name
     """
 
-    def __init__(self, clock: Callable[[], float], on_change: Callable[[View], None]) -> None:
+    def __init__(self, clock: Callable[[], float], on_change: Callable[[View], None],
+                 aliases: Mapping[str, Alias] = BUILT_IN) -> None:
         self._clock = clock
         self._on_change = on_change
         self._rows: tuple[UtilizationRow, ...] = ()
-        self.current = View()
+        self.current = View(aliases=aliases)
         on_change(self.current)
 
-    def take_models(self, ids: Iterable[str], age_s: float = 0.0) -> None:
-        """Take a new allowlist, and rank the last rows by it at once; they keep their age.
+    def take_models(self, models: Iterable[Model], age_s: float = 0.0) -> None:
+        """Take a new catalogue, and rank the last rows by it at once; they keep their age.
 
         age_s  how long ago it was fetched
         Cost   O(n log n) in the rows
         """
-        catalogue, snapshot = Catalogue(frozenset(ids), self._clock() - age_s), None
+        catalogue, snapshot = Catalogue.of(models, self._clock() - age_s), None
         if self.current.snapshot is not None:
             snapshot = Snapshot(rank(self._rows, catalogue.ids), self.current.snapshot.taken_at)
         self._replace(catalogue, snapshot)

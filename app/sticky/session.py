@@ -20,12 +20,14 @@ class ClientStickiness:
     client_key  of the client
     choice      what the store said of the client before the first attempt
     moved       whether a failure of the chosen model moved the client off it
+    kept        the choice is not for this request, and a success of another model leaves it
     """
 
     store: StickyStore
     client_key: str
     choice: StickyChoice
     moved: bool = False
+    kept: bool = False
 
     def attempted(self, attempt: Attempt) -> None:
         """Forget the chosen model if it failed; keep a model that answered with a 2xx.
@@ -39,7 +41,7 @@ class ClientStickiness:
                 self.moved = True
                 count(sticky_total, "moved")
                 self.store.discard(self.client_key, self.choice)
-        elif attempt.status is not None and 200 <= attempt.status < 300:
+        elif not self.kept and attempt.status is not None and 200 <= attempt.status < 300:
             self.store.put(self.client_key, attempt.model, self.choice)
 
 

@@ -1,5 +1,6 @@
 """Feeds and their refresh, in process: `responses` answers instead of the network."""
 
+import dataclasses
 import itertools
 import json
 
@@ -17,13 +18,18 @@ from app.control.schemas import parse_models, parse_utilization
 from app.errors import FetchFailed
 from app.eventloop import Event, pause
 from app.upstream.tls import trusting
-from tests.support.feeds import models_feed, public_names, utilization_feed, utilization_row
+from tests.support.feeds import (bare_entry, model_entry, models_feed, public_names,
+                                 utilization_feed, utilization_row)
 
 URL = "http://feed.test/document"
 
 
 def dumped(document):
     return json.dumps(document).encode()
+
+
+def ids(models):
+    return frozenset(model.id for model in models)
 
 
 def rows_of(*entries):
@@ -38,8 +44,57 @@ def test_the_real_feeds_shape_and_size_is_read_whole():
     assert (len(rows), dropped) == (96, 0)
     assert {row.name for row in rows} == set(public_names())
     assert len(pauses) == 6
-    ids, dropped = parse_models(dumped(models_feed(public_names())), pause)
-    assert (len(ids), dropped) == (96, 0)
+    models, dropped = parse_models(dumped(models_feed(public_names())), pause)
+    assert ([model.id for model in models], dropped) == (public_names(), 0)
+
+
+def models_of(*entries):
+    models, dropped = parse_models(b'{"data":[%s]}' % b",".join(entries), pause)
+    return list(models), dropped
+
+
+def test_of_a_models_entry_is_read_what_it_declares():
+    """003-R20"""
+    [model], _ = models_of(dumped(model_entry(
+        "a-TEE", context_length=9, supported_features=["tools", "structured_output"])))
+    assert (model.id, model.context_length, model.max_output_length) == ("a-TEE", 9, 65536)
+    assert model.features == {"tools", "structured_output", "structured_outputs"}
+    assert (model.inputs, model.confidential) == ({"text"}, True)
+    [model], _ = models_of(dumped(bare_entry("b", max_model_len=7)))
+    assert (model.context_length, model.features, model.inputs) == (7, None, None)
+
+
+@pytest.mark.parametrize("key, bad", [
+    ("context_length", "9"), ("context_length", 1.5), ("context_length", True),
+    ("context_length", None), ("max_output_length", -1), ("supported_features", "tools"),
+    ("supported_features", ["tools", 1]), ("input_modalities", {"text": 1}),
+    ("confidential_compute", "yes"), ("confidential_compute", 1)])
+def test_a_value_of_the_wrong_type_costs_that_value_and_not_the_entry(key, bad):
+    """003-R20"""
+    whole = {"id": "a", "context_length": 9, "max_output_length": 8, "supported_features": ["x"],
+             "input_modalities": ["y"], "confidential_compute": True}
+    models, dropped = models_of(dumped(whole), dumped({**whole, key: bad}))
+    field = {"supported_features": "features", "input_modalities": "inputs",
+             "confidential_compute": "confidential"}.get(key, key)
+    assert dropped == 0 and getattr(models[0], field) is not None
+    assert models[1] == dataclasses.replace(models[0], entry=models[1].entry, **{field: None})
+
+
+@pytest.mark.parametrize("entry", [
+    b'{"id":"a" , "x":1.10,"y":1e400,"z":"\\u00e9\\/"}', b'{ "id" : "a"}',
+    b'{"id":"a","price":{"usd":0.080}}', '{"id":"a","text":"é"}'.encode()])
+def test_an_entry_is_kept_as_it_came(entry):
+    """003-R20"""
+    models, dropped = models_of(entry, b'{"id":5}', b"7", b'{"id":"b"}')
+    assert (models[0].entry, models[1].entry, dropped) == (entry, b'{"id":"b"}', 2)
+
+
+def test_an_entry_with_a_nan_loses_it_and_costs_nothing_else():
+    """003-R20"""
+    models, dropped = models_of(b'{"id":"a","x":NaN}', b'{"id":"b","x":-Infinity}', b'{"id":"c"}')
+    assert [json.loads(model.entry) for model in models] == [
+        {"id": "a", "x": None}, {"id": "b", "x": None}, {"id": "c"}]
+    assert dropped == 0
 
 
 @pytest.mark.parametrize("bad", [
@@ -133,7 +188,7 @@ def test_a_feed_keeps_what_it_had_and_tells_of_changes_once(caplog):
     """003-R7"""
     stored, documents = [], [dumped(models_feed(["a"])), b"junk", b"junk", dumped(models_feed("b"))]
     source = FeedSource("models", URL, 10.0, parse_models,
-                        lambda content, age_s: stored.append(content))
+                        lambda content, age_s: stored.append(ids(content)))
     feed = Feed(source, lambda: documents.pop(0), None, itertools.count(step=10).__next__)
     with caplog.at_level("INFO"):
         assert [feed.refresh() for _ in range(4)] == [True, False, False, True]
@@ -160,7 +215,7 @@ class Host:
         stored = []
         saved = SavedFeed(self.path.parent, "models", self.url, 10_000, lambda: 1.7e9 + self.now)
         source = FeedSource("models", self.url, 10.0, parse_models,
-                            lambda *content: stored.append(content))
+                            lambda content, age_s: stored.append((ids(content), age_s)))
         return Feed(source, self.fetch, saved, lambda: self.now), stored
 
 

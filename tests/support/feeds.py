@@ -43,10 +43,28 @@ def utilization_feed(rows=538, public=96, seed=7):
 
 
 def models_feed(names):
-    """Return a models feed that lists `names`."""
+    """Return a models feed that lists `names`; an item may be an entry already."""
     return {"object": "list", "data": [
-        {"id": name, "root": name.removesuffix("-TEE"), "object": "model", "created": 1771393340,
-         "owned_by": "vllm", "quantization": "fp8", "context_length": 131072,
-         "pricing": {"prompt": 0.08, "completion": 0.24},
-         "confidential_compute": name.endswith("-TEE"),
-         "supported_features": ["json_mode", "tools"]} for name in names]}
+        name if isinstance(name, dict) else model_entry(name) for name in names]}
+
+
+def model_entry(name, **declared):
+    """Return an entry of the models feed; a key that is declared as None is left out.
+
+    About one model in ten declares no more than its `max_model_len`.
+    """
+    entry = {
+        "id": name, "root": name.removesuffix("-TEE"), "object": "model", "created": 1771393340,
+        "owned_by": "vllm", "quantization": "fp8", "max_model_len": 131072,
+        "context_length": 131072, "max_output_length": 65536,
+        "pricing": {"prompt": 0.08, "completion": 0.24}, "input_modalities": ["text"],
+        "output_modalities": ["text"], "confidential_compute": name.endswith("-TEE"),
+        "supported_features": ["json_mode", "tools", "structured_outputs"], **declared}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def bare_entry(name, max_model_len=131072):
+    """Return an entry of a model that declares little."""
+    return model_entry(name, context_length=None, max_output_length=None, input_modalities=None,
+                       output_modalities=None, supported_features=None, quantization=None,
+                       max_model_len=max_model_len)

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from app.errors import ApiError
 from app.routing.aliases import Alias
-from app.routing.catalogue import Catalogue
-from app.routing.decision import Decision, Mode, decide, mode_of
+from app.routing.catalogue import Catalogue, Model
+from app.routing.decision import Decision, Mode, Skipped, decide, read_asked
+from app.routing.needs import NO_NEEDS
 from app.routing.ranking import Candidate, Ranking, ScoreParts
 from app.routing.view import Snapshot, View
 
@@ -17,12 +18,12 @@ def ranked(*names):
     return Snapshot(Ranking(tuple(Candidate(name, ScoreParts(0, 0, 0)) for name in names)), 0.0)
 
 
-LISTED = Catalogue(frozenset(["a", "b", "c-TEE"]), 0.0)
+LISTED = Catalogue.of(map(Model, ["a", "b", "c-TEE"]), 0.0)
 VIEW = View(LISTED, ranked("b", "a"))
 
 
-def decided(model, choice=None, view=VIEW, most=8):
-    return decide(view, model, choice, most)
+def decided(model, choice=None, view=VIEW, most=8, pass_unknown=False):
+    return decide(view, read_asked(view, model, most), NO_NEEDS, choice, pass_unknown)
 
 
 ITEMS = st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=","),
@@ -85,6 +86,38 @@ def test_the_allowlist_judges_a_suffixed_name_by_what_stands_before_its_last_col
     assert View().admits(model)
 
 
+def test_an_unknown_item_is_skipped_unless_nothing_is_left():
+    """002-R51, 004-R3"""
+    assert decided("x,b,y,a:z") == Decision(Mode.LIST, ("b", "a:z"), "miss", (
+        Skipped("x", "unknown_model"), Skipped("y", "unknown_model")))
+    with pytest.raises(ApiError, match="Unknown model: 'x', 'y'."):
+        decided("x,y")
+
+
+def test_unknown_names_pass_where_that_is_wished_or_nothing_is_known():
+    """002-R51, 002-R6"""
+    assert decided("x,b", pass_unknown=True).candidates == ("x", "b")
+    assert decided("x", pass_unknown=True).candidates == ("x",)
+    assert decided("x,b", view=View()).candidates == ("x", "b")
+
+
+@pytest.mark.parametrize("asked, candidates", [
+    ("a,auto", ("a", "b")), ("auto,a", ("b", "a")), ("x,auto", ("b", "a")),
+    ("auto,auto,c-TEE", ("b", "a", "c-TEE"))])
+def test_an_alias_in_a_list_stands_for_its_candidates(asked, candidates):
+    """004-R6"""
+    named = asked.replace("auto", "chutesai/AutoPilot")
+    assert decided(named).candidates == candidates
+    with pytest.raises(ApiError) as caught:
+        decided("x,chutesai/AutoPilot", view=View(LISTED))
+    assert caught.value.code == "no_candidates"
+
+
+def test_a_list_is_counted_before_its_aliases_stand_for_their_candidates():
+    """004-R2, 004-R6"""
+    assert decided("chutesai/AutoPilot,c-TEE", most=2).candidates == ("b", "a", "c-TEE")
+
+
 def test_an_unknown_model_is_named_but_not_at_any_length():
     """004-R3"""
     with pytest.raises(ApiError) as caught:
@@ -120,7 +153,7 @@ def test_a_direct_request_knows_no_sticky_choice():
     ("chutesai/autopilot", Mode.DIRECT), ("a,", Mode.LIST), ("a", Mode.DIRECT)])
 def test_the_model_field_says_the_mode(model, mode):
     """002-R4"""
-    assert mode_of(VIEW, model) is mode
+    assert read_asked(VIEW, model, 8).mode is mode
 
 
 @pytest.mark.parametrize("alias, pool", [
@@ -131,7 +164,7 @@ def test_the_model_field_says_the_mode(model, mode):
     (Alias("x", ((),)), ())])
 def test_an_alias_chooses_by_globs_tier_by_tier_and_keeps_the_ranking_within_one(alias, pool):
     """002-R4"""
-    assert alias.pool(ranked("org/a", "org/b", "org/B", "c.d").ranking.candidates) == pool
+    assert alias.pool(ranked("org/a", "org/b", "org/B", "c.d").ranking.candidates).names == pool
 
 
 @pytest.mark.parametrize("model, name", [

@@ -10,6 +10,7 @@ from app.journal import Ending, RequestRecord
 from app.logs import logging_config
 from app.routing.headers import client_headers, sane_request_id, upstream_headers
 from app.routing.outcomes import WHEN_EXHAUSTED, Failure, status_failure
+from app.routing.catalogue import Model
 from app.routing.ranking import UtilizationRow
 from app.routing.view import View, Views
 
@@ -92,15 +93,15 @@ def test_a_new_allowlist_ranks_the_old_rows_again_and_keeps_their_age():
     now, told = [0.0], []
     views = Views(lambda: now[0], told.append)
     assert views.current == View() and told == [views.current]
-    views.take_models({"a"}, age_s=2.0)
+    views.take_models([Model("a")], age_s=2.0)
     assert views.current.catalogue.taken_at == -2.0 and views.current.snapshot is None
     now[0] = 5.0
     views.take_rows([UtilizationRow("a", 1), UtilizationRow("b", 2)], age_s=1.0)
     before = views.current
-    assert before.pools["chutesai/AutoPilot"] == ("a",)
+    assert before.pool("chutesai/AutoPilot").names == ("a",)
     now[0] = 8.0
-    views.take_models({"a", "b"})
-    assert views.current.pools["chutesai/AutoPilot"] == ("b", "a")
-    assert before.pools["chutesai/AutoPilot"] == ("a",)
+    views.take_models([Model("a"), Model("b")])
+    assert views.current.pool("chutesai/AutoPilot").names == ("b", "a")
+    assert before.pool("chutesai/AutoPilot").names == ("a",)
     assert (views.current.snapshot.taken_at, views.current.catalogue.taken_at) == (4.0, 8.0)
     assert told[-1] is views.current and len(told) == 4
