@@ -107,7 +107,7 @@ class Completions:
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
-        committed = self._run(decision, self._prepared(path, environ, record, field),
+        committed = self._run(decision, self._prepared(path, environ, record, field, asked),
                               (record, sticky) if sticky else (record,))
         try:
             return self._respond(environ, client, record, decision, committed)
@@ -123,12 +123,13 @@ class Completions:
         return read_needs(field.members) if counts else NO_NEEDS
 
     def _prepared(self, path: str, environ: dict[str, Any], record: RequestRecord,
-                  field: ModelField) -> Prepared:
+                  field: ModelField, asked: Asked) -> Prepared:
         config, query = self.config, environ.get("QUERY_STRING")
         header_timeout_ms = (config.upstream_header_timeout_ms if field.stream
                              else config.upstream_nonstream_header_timeout_ms)
         return Prepared(f"{path}?{query}" if query else path, field.body_for,
-                        upstream_headers(environ, record.request_id), header_timeout_ms / 1000)
+                        upstream_headers(environ, record.request_id), header_timeout_ms / 1000,
+                        chosen_here=asked.mode is not Mode.DIRECT)
 
     def _run(self, decision: Decision, prepared: Prepared,
              observers: Sequence[AttemptObserver]) -> Committed:

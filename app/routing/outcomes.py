@@ -10,6 +10,8 @@ Source: specs/002 R11-R14.
 import dataclasses
 import enum
 
+import msgspec
+
 
 class Failure(enum.StrEnum):
     """A retryable failure; the value is its name in errors, metrics and the log."""
@@ -19,6 +21,7 @@ class Failure(enum.StrEnum):
     UNAVAILABLE = "upstream_503"
     FIRST_BODY_BYTE_TIMEOUT = "upstream_first_body_byte_timeout"
     FIRST_BODY_BYTE_ERROR = "upstream_first_body_byte_error"
+    MODEL_NOT_FOUND = "upstream_404"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,7 @@ WHEN_EXHAUSTED: dict[Failure, Exhausted | None] = {
     Failure.HEADER_TIMEOUT: Exhausted(
         "upstream_header_timeout", "The upstream sent no response headers in time."),
     Failure.UNAVAILABLE: None,
+    Failure.MODEL_NOT_FOUND: None,
     Failure.FIRST_BODY_BYTE_TIMEOUT: Exhausted(
         "upstream_first_body_byte_timeout", "The upstream sent no body in time."),
     Failure.FIRST_BODY_BYTE_ERROR: Exhausted(
@@ -84,3 +88,24 @@ def status_failure(status: int) -> Failure | None:
     503 alone. 429 is never retried: it also says that the whole upstream is at capacity.
     """
     return Failure.UNAVAILABLE if status == 503 else None
+
+
+class _Refusal(msgspec.Struct):
+    detail: str
+
+
+_refusal = msgspec.json.Decoder(_Refusal)
+
+
+def not_found_failure(body: bytes) -> Failure | None:
+    """Return MODEL_NOT_FOUND if the body of a 404 says that the upstream does not know the model.
+
+    Another 404 is no matter of the model: the next candidate would get it too.
+
+    Source: specs/002 R12.
+    """
+    try:
+        says = _refusal.decode(body).detail
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return Failure.MODEL_NOT_FOUND if says.startswith("model not found") else None

@@ -14,8 +14,11 @@ from typing import Protocol
 from app.errors import ApiError
 from app.routing.model_field import Pieces
 from app.routing.outcomes import (WHEN_EXHAUSTED, Attempt, Failure, UpstreamFailed,
-                                  status_failure)
+                                  not_found_failure, status_failure)
 from app.upstream.transport import UpstreamResponse
+
+# A longer body of a 404 does not say that a model is unknown.
+_LARGEST_REFUSAL = 64 * 1024
 
 
 class Sender(Protocol):
@@ -30,16 +33,18 @@ class Sender(Protocol):
 class Prepared:
     """A request ready to be sent, the same for each attempt but for the body's model.
 
-    path              below the base URL
+    path              below the base URL, with the query
     body_for          model -> body, in pieces
     headers           the fields that cross
     header_timeout_s  total for one attempt's response headers
+    chosen_here       alias or list mode: a 404 that names the model is a failure of the candidate
     """
 
     path: str
     body_for: Callable[[str], Pieces]
     headers: Mapping[str, str]
     header_timeout_s: float
+    chosen_here: bool
 
 
 class AttemptObserver(Protocol):
@@ -55,12 +60,14 @@ class Committed:
 
     model     the candidate it came from
     response  the upstream's; whoever has this closes it
-    first     the first bytes of a 2xx body; empty for any other status
+    first     bytes of the body that have been read to judge it; perhaps none
+    failure   the retryable failure that it is, as the last candidate's answer
     """
 
     model: str
     response: UpstreamResponse
     first: bytes
+    failure: Failure | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +114,9 @@ class Attempts:
         try:
             response = self.send(request.path, request.body_for(model), request.headers,
                                  request.header_timeout_s)
-            committed = self._judge(model, response, last)
+            committed = self._judge(model, response, request.chosen_here)
+            if committed.failure is not None and not last:
+                raise UpstreamFailed(committed.failure, "")
         except BaseException as error:
             # Whatever ended the attempt, its connection is closed at once.
             if response is not None:
@@ -117,8 +126,8 @@ class Attempts:
             self._tell(observers, Attempt(model, failure, None, detail, self._ms_since(started)))
             raise
         try:
-            self._tell(observers, Attempt(model, status_failure(response.status), response.status,
-                                          "", self._ms_since(started)))
+            self._tell(observers, Attempt(model, committed.failure, response.status, "",
+                                          self._ms_since(started)))
         except BaseException:
             response.close()
             raise
@@ -132,13 +141,14 @@ class Attempts:
         for observer in observers:
             observer.attempted(attempt)
 
-    def _judge(self, model: str, response: UpstreamResponse, last: bool) -> Committed:
-        failure = status_failure(response.status)
-        if failure is not None and not last:
-            raise UpstreamFailed(failure, "")
+    def _judge(self, model: str, response: UpstreamResponse, chosen_here: bool) -> Committed:
         if 200 <= response.status < 300:
             return Committed(model, response, response.first_chunk(self.first_byte_timeout_s))
-        return Committed(model, response, b"")
+        if response.status == 404 and chosen_here and not response.coded:
+            body = response.peek(_LARGEST_REFUSAL)
+            fits = len(body) <= _LARGEST_REFUSAL
+            return Committed(model, response, body, not_found_failure(body) if fits else None)
+        return Committed(model, response, b"", status_failure(response.status))
 
 
 def _exhausted(failure: Failure) -> ApiError:

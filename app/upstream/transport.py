@@ -79,12 +79,38 @@ class UpstreamResponse:
         self._body.limit_silence(self._idle_timeout_s)
         return first
 
+    @property
+    def coded(self) -> bool:
+        """Say whether the body has a Content-Encoding, which is not decoded here."""
+        return any(name.lower() == "content-encoding" for name, _ in self.fields)
+
+    def peek(self, max_bytes: int) -> bytes:
+        """Read the body, to its end or until more than `max_bytes` are here.
+
+        Returns  what was read; `chunks` has the rest, or raises where the body broke off
+        Cost     I/O within the limit on silence, a total here; switches greenlets
+        """
+        read, chunks = b"", self.chunks
+        try:
+            with Deadline(self._idle_timeout_s, lambda: BodyBroke("silence")):
+                while len(read) <= max_bytes and (chunk := next(chunks, b"")):
+                    read += chunk
+        except BodyBroke as error:
+            self.chunks = _broken(error.cause)
+        return read
+
     def close(self) -> None:
         """Close the connection, unless a complete body has given it back to the pool.
 
         Closing twice is harmless.
         """
         self._response.close()
+
+
+def _broken(cause: str) -> Iterator[bytes]:
+    """Return the rest of a body that broke off."""
+    raise BodyBroke(cause)
+    yield b""
 
 
 class Transport:

@@ -21,6 +21,7 @@ class Answer:
 
     def __init__(self, status=200, chunks=(), fields=(), first_error=None):
         self.status, self.reason, self.fields, self.resent = status, "Faked", fields, False
+        self.coded = False
         self.chunks, self.first_error, self.closed = iter(chunks), first_error, 0
 
     def first_chunk(self, timeout_s):
@@ -47,7 +48,8 @@ class Transport:
         return answer
 
 
-PREPARED = Prepared("/x", lambda model: (json.dumps({"model": model}).encode(),), {}, 1.0)
+PREPARED = Prepared("/x", lambda model: (json.dumps({"model": model}).encode(),), {}, 1.0,
+                    chosen_here=True)
 
 
 def watching(told):

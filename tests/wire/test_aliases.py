@@ -224,6 +224,25 @@ def test_unknown_names_pass_as_written_where_that_is_wished():
         router.wait_until_fed()
         assert tried(router, upstream, "default:latency") == ["default:latency"]
         assert tried(router, upstream, f"gone/One,{TEXT}") == ["gone/One", TEXT]
+        upstream.on("gone/One", complete(b'{"detail":"model not found: gone/One"}', status=404))
+        assert picked(router, f"gone/One,{TEXT}") == TEXT
+
+
+NOT_FOUND = b'{"detail":"model not found: lumen-ai/Sees-70B","more":[1]}'
+
+
+def test_a_404_of_a_models_name_is_the_next_ones_turn_and_passes_at_the_end(site):
+    """002-R12"""
+    router, upstream = site
+    upstream.on(TEXT, complete(NOT_FOUND, "chunked", status=404))
+    try:
+        assert picked(router, AUTO) == BARE
+        assert picked(router, f"{TEXT},{SEES}") == SEES
+        for asked in (f"gone,{TEXT}", TEXT):
+            answer = router.chat(asked)
+            assert (answer.status, answer.body) == (404, NOT_FOUND)
+    finally:
+        upstream.on(TEXT, complete(b"{}"))
 
 
 # -- the file, again ------------------------------------------------------------------------------

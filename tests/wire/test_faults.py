@@ -213,6 +213,76 @@ def test_F8_a_503_is_a_fault_and_the_last_one_is_passed_on(router, upstream, mod
     oracle.holds({("failover_reason_total", "upstream_503"): 2})
 
 
+def refused(detail, framing="length", **more):
+    return complete(json.dumps({"detail": detail, **more}).encode(), framing, status=404)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_F25_a_404_of_the_models_name_is_a_fault_and_the_last_one_is_passed_on(
+        router, upstream, model, oracle, framing):
+    """002-R12, 006-W13"""
+    first, second, third = model(), model(), model()
+    for name in (first, second):
+        upstream.on(name, refused(f"model not found: {name}", framing))
+    answer = ask(router, f"{first},{second}")
+    assert (answer.status, answer.ended) == (404, "complete")
+    assert json.loads(answer.body) == {"detail": f"model not found: {second}"}
+    assert answer.value("x-chutes-autopilot-selected") == second
+    upstream.on(third, pieces([b"data: good\n\n"]))
+    answer = ask(router, f"{first},{third}", {"X-Request-Id": third})
+    assert (answer.status, answer.body) == (200, b"data: good\n\n")
+    outcomes = [attempt["outcome"] for attempt in router.record(third)["attempts"]]
+    assert outcomes == ["upstream_404", "200"]
+    oracle.holds({("failover_reason_total", "upstream_404"): 3})
+
+
+NOT_FOUND = b'{"detail":"model not found: x"}'
+OTHER_404 = {
+    "F25 no such route": refused("No matching cord found!"),
+    "F25 an object": refused({"model not found": 1}),
+    "F25 no JSON": complete(b"model not found", status=404),
+    "F25 HTML": complete(b"<html>404", status=404, fields=[("Content-Type", "text/html")]),
+    "F25 no body": complete(b"", status=404),
+    "F25 coded": complete(NOT_FOUND, status=404, fields=[("Content-Encoding", "gzip")]),
+    "F25 too long": refused("model not found", padding="x" * 65536),
+    "F25 much too long": refused("model not found", "chunked", padding="x" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_404)
+def test_another_404_is_passed_on_as_it_came(router, upstream, model, oracle, case):
+    """002-R12, 006-W13"""
+    first, second = model(), model()
+    upstream.on(first, OTHER_404[case])
+    answer = ask(router, f"{first},{second}")
+    assert (answer.status, answer.ended) == (404, "complete")
+    assert answer.value("x-chutes-autopilot-selected") == first
+    assert not upstream.seen(second)
+    alone = ask(router, first)
+    assert (alone.status, alone.body) == (404, answer.body)
+    oracle.holds({})
+
+
+@pytest.mark.parametrize("case, script, cause", [
+    ("F25 short",
+     then(then(head(("Content-Length", 99), status=404), raw(NOT_FOUND[:-1])), end("close")),
+     "short"),
+    ("F25 reset",
+     then(then(head(CHUNKED, status=404), raw(b"1\r\n{\r\n")), end("reset")), "reset"),
+    ("F25 silent", then(head(CHUNKED, status=404), then(raw(b"1\r\n{\r\n"), stall)), "silence"),
+    ("F25 dripped", then(head(("Content-Length", 999), status=404), drip(b"x" * 500, 0.05)),
+     "silence")])
+def test_a_404_that_breaks_off_is_cut(router, upstream, model, oracle, case, script, cause):
+    """002-R12, 006-W4, 006-W13"""
+    first, second = model(), model()
+    upstream.on(first, script)
+    answer = ask(router, f"{first},{second}")
+    assert (answer.status, answer.ended) == (404, "cut")
+    assert not upstream.seen(second)
+    assert upstream.seen(first)[0].closed.wait(5)
+    oracle.holds({("cuts_total", cause): 1})
+
+
 def test_F7_a_request_the_upstream_does_not_take_is_bounded_by_the_header_deadline(
         router, upstream, model, oracle):
     """002-R13, 006-W2, 006-W13"""
