@@ -42,6 +42,7 @@ API_ERRORS: dict[str, tuple[int, str, str | None]] = {
     "unknown_model": (400, INVALID_REQUEST, "model"),
     "bad_request": (400, INVALID_REQUEST, None),
     "not_found": (404, INVALID_REQUEST, None),
+    "model_not_found": (404, INVALID_REQUEST, "model"),
     "method_not_allowed": (405, INVALID_REQUEST, None),
     "request_timeout": (408, INVALID_REQUEST, None),
     "request_too_large": (413, INVALID_REQUEST, None),
@@ -50,6 +51,7 @@ API_ERRORS: dict[str, tuple[int, str, str | None]] = {
     "upstream_first_body_byte_error": (502, SERVER_ERROR, None),
     "no_candidates": (503, SERVER_ERROR, "model"),
     "overloaded": (503, SERVER_ERROR, None),
+    "missing_allowlist": (503, SERVER_ERROR, None),
     "upstream_header_timeout": (504, SERVER_ERROR, None),
     "upstream_first_body_byte_timeout": (504, SERVER_ERROR, None),
 }

@@ -28,6 +28,7 @@ from app.routes.chat import Completions
 from app.routes.cors import Cors
 from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
+from app.routes.models import Models
 from app.routing.client_key import ClientKeys
 from app.routing.outcomes import Failure
 from app.routing.view import View, Views
@@ -89,6 +90,7 @@ def create_app(config: Config, *, send: Sender | None = None,
                       Cors(config.cors_allow_origins))
     app.register_blueprint(Completions(
         config, views, stickiness, attempts, in_flight, clock).blueprint())
+    app.register_blueprint(Models(views).blueprint())
     app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
     app.register_blueprint(metrics_blueprint())
     jobs = (*(feed.job() for feed in build_feeds(config, tls, views, clock)),

@@ -3,13 +3,14 @@
 Source: specs/002 R18, R21, specs/006 W3, specs/007 R2, R3.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import flask
 from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import MapAdapter, Rule
 
 from app.client_socket import client_of
 from app.errors import ApiError
@@ -17,6 +18,9 @@ from app.inflight import InFlight
 from app.routes.cors import Cors
 from app.routes.errors import register_error_handlers
 from app.routing.headers import REQUEST_ID, sane_request_id
+
+# A part of a route's path that varies, as werkzeug writes it.
+_PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
 
 
 class Blueprint(flask.Blueprint):
@@ -60,7 +64,7 @@ class Application(Flask):
         self.url_map.merge_slashes = False
         self.url_map.strict_slashes = True
         self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-        register_error_handlers(self)
+        register_error_handlers(self, self._no_route)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return `func`: nothing here is a coroutine."""
@@ -91,14 +95,28 @@ class Application(Flask):
         # Werkzeug strips leading slashes before it matches.
         if environ.get("PATH_INFO", "").startswith("//") or (
                 client_of(environ).health_only and not self._lives_on_health_address(request)):
-            raise ApiError("not_found", "There is no such route.")
+            raise self._no_route()
         if self._cors and request.method == "OPTIONS":
             return self._cors.preflight(environ)
         return None
 
+    def _no_route(self) -> ApiError:
+        """Return the answer to a path that is none of the routes: it lists those there are."""
+        health_only = client_of(request.environ).health_only
+        routes = sorted((_PARAMETER.sub("{\\1}", rule.rule), *sorted(rule.methods or ()))
+                        for rule in self.url_map.iter_rules()
+                        if not health_only or self._is_on_health_address(rule))
+        listed = "; ".join(f"{'/'.join(methods)} {path}" for path, *methods in routes)
+        return ApiError("not_found", f"There is no such route. The routes are: {listed}.")
+
     def _lives_on_health_address(self, request: Request) -> bool:
-        blueprint = self.blueprints.get(request.blueprint or "")
-        return not isinstance(blueprint, Blueprint) or blueprint.on_health_address
+        # By the path alone: a route that is not there does not take another method either.
+        return any(rule.rule == request.path and self._is_on_health_address(rule)
+                   for rule in self.url_map.iter_rules())
+
+    def _is_on_health_address(self, rule: Rule) -> bool:
+        blueprint = self.blueprints.get(rule.endpoint.partition(".")[0])
+        return isinstance(blueprint, Blueprint) and blueprint.on_health_address
 
     def process_response(self, response: Response) -> Response:
         """Complete an answer's header and decide what becomes of its connection."""

@@ -3,7 +3,9 @@
 Source: specs/002 R21.
 """
 
+import functools
 import logging
+from collections.abc import Callable
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
@@ -14,10 +16,13 @@ from app.logs import places
 logger = logging.getLogger(__name__)
 
 
-def register_error_handlers(app: Flask) -> None:
-    """Make `app` answer every exception with an error object."""
+def register_error_handlers(app: Flask, no_route: Callable[[], ApiError]) -> None:
+    """Make `app` answer every exception with an error object.
+
+    no_route  returns the answer to a path that is none of the routes
+    """
     app.register_error_handler(ApiError, answer)
-    app.register_error_handler(HTTPException, _http_exception)
+    app.register_error_handler(HTTPException, functools.partial(_http_exception, no_route))
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -26,9 +31,9 @@ def answer(error: ApiError) -> Response:
     return Response(error.body(), error.status, error.headers, content_type="application/json")
 
 
-def _http_exception(error: HTTPException) -> Response:
+def _http_exception(no_route: Callable[[], ApiError], error: HTTPException) -> Response:
     if isinstance(error, NotFound):
-        refusal = ApiError("not_found", "There is no such route.")
+        refusal = no_route()
     elif isinstance(error, MethodNotAllowed):
         allow = ", ".join(sorted(error.valid_methods or ()))
         refusal = ApiError("method_not_allowed", "This route does not take this method.",

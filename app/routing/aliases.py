@@ -40,6 +40,13 @@ class Pool:
         """Return the model ids in the order to try them for a request without needs."""
         return tuple(member.name for member in self.members)
 
+    @functools.cached_property
+    def context_length(self) -> int | None:
+        """Return the least context of the pool, in tokens; None unless each chute declares one."""
+        models = [member.model for member in self.members]
+        declared = [model.context_length for model in models if model and model.context_length]
+        return min(declared) if declared and len(declared) == len(models) else None
+
     def ordered(self, needs: Needs) -> tuple[str, ...]:
         """Return the model ids in the order to try them for one request.
 

@@ -238,7 +238,7 @@ def test_what_the_parser_refuses_gets_our_error_and_is_neither_quoted_nor_logged
     assert "Traceback" not in logged
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/models", "/v1/chat/completions/", "/healthz/",
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/models/", "/v1/chat/completions/", "/healthz/",
                                   "//v1/chat/completions", "/v1//chat/completions",
                                   "/v1/chat/completions%00", "/V1/chat/completions", "/static/x"])
 def test_a_route_that_is_not_there_is_not_found(router, upstream, path):
