@@ -26,6 +26,7 @@ RUNTIME_OWNER = "CHUTES_ROUTER_RUNTIME_OWNER"
 ALIASES_TEXT = "CHUTES_ROUTER_ALIASES_TEXT"
 
 PASS_UNKNOWN = "pass"
+OPENAI_ERRORS = "openai"
 
 
 class ConfigError(Exception):
@@ -58,6 +59,9 @@ class Config:
     unknown_models: str = _option(
         "UNKNOWN_MODELS", parse.one_of("refuse", PASS_UNKNOWN), "refuse",
         "names that the models feed does not have: refuse, or pass them on as written")
+    upstream_errors: str = _option(
+        "UPSTREAM_ERRORS", parse.one_of(OPENAI_ERRORS, "as_is"), OPENAI_ERRORS,
+        "the upstream's errors: openai adds the member that SDKs show, as_is passes them on")
     alias_fit: bool = _option(
         "ALIAS_FIT", parse.boolean, "true",
         "whether an alias prefers models that declare what a request needs")

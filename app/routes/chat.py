@@ -11,13 +11,14 @@ from typing import Any
 from flask import Response, request
 
 from app.client_socket import Client, client_of
-from app.config import PASS_UNKNOWN, Config
+from app.config import OPENAI_ERRORS, PASS_UNKNOWN, Config
 from app.errors import ApiError, ClientGone, ShuttingDown
 from app.inflight import InFlight, overloaded
 from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
 from app.routes.body import read_body, skip_body
 from app.routing.decision import Asked, Decision, Mode, decide, read_asked
+from app.routing.error_member import MAX_BYTES, may_lack_member, with_error_member
 from app.routing.event_stream import StreamTail, is_event_stream
 from app.routing.headers import (SELECTED_MODEL, Field, client_headers, skipped_fields,
                                  upstream_headers)
@@ -27,6 +28,7 @@ from app.routing.view import Views
 from app.sticky.session import ClientStickiness, Stickiness
 from app.upstream.failover import AttemptObserver, Attempts, Committed, Prepared
 from app.upstream.relay import Relay
+from app.upstream.transport import UpstreamResponse
 
 # The routes, and what they are below the upstream's base URL.
 PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -94,11 +96,12 @@ class Completions:
             raise
 
     def _answer(self, path: str, environ: dict[str, Any], record: RequestRecord) -> Response:
-        client, config, view = client_of(environ), self.config, self.views.current
+        client, config = client_of(environ), self.config
         field = find_model(read_body(
             environ, config.max_request_bytes, config.client_body_timeout_ms / 1000))
+        # Read once, behind the body: that may have taken its time.
+        view = self.views.current
         record.label, record.asked = view.label, view.label(field.model)
-        client.watch()
         asked = read_asked(view, field.model, config.max_model_list_items)
         record.mode, sticky = asked.mode, self._sticky(environ, asked)
         decision = decide(view, asked, self._needs(asked, field),
@@ -107,6 +110,7 @@ class Completions:
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
+        client.watch()
         committed = self._run(decision, self._prepared(path, environ, record, field, asked),
                               (record, sticky) if sticky else (record,))
         try:
@@ -142,13 +146,15 @@ class Completions:
     def _respond(self, environ: dict[str, Any], client: Client, record: RequestRecord,
                  decision: Decision, committed: Committed) -> Response:
         upstream, cuts = committed.response, self.config.cut_unfinished_streams
+        first, fields = committed.first, client_headers(upstream.fields)
+        if self.config.upstream_errors == OPENAI_ERRORS:
+            first, fields = _show_error(upstream, first, fields)
         record.selected = record.label(committed.model)
         record.status, record.resent = upstream.status, upstream.resent
         record.begin_answer()
         if upstream.status in (204, 304):
             # There is no body to relay, and no end of it to see.
             record.ending = Ending.COMPLETE
-        fields = client_headers(upstream.fields)
         if decision.mode is not Mode.DIRECT:
             fields += [(SELECTED_MODEL, committed.model), *_told_of(decision)]
         tail = StreamTail() if is_event_stream(upstream.status, upstream.fields) else None
@@ -157,9 +163,27 @@ class Completions:
             fields = [field for field in fields if field[0].lower() != "content-length"]
         delimited = environ["SERVER_PROTOCOL"] != "HTTP/1.0" or any(
             name.lower() == "content-length" for name, _ in fields)
-        relay = Relay(committed, record, client, delimited=delimited, tail=tail, cuts=cuts)
+        relay = Relay(upstream, first, record, client, delimited=delimited, tail=tail, cuts=cuts)
         return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,
                                direct_passthrough=True)
+
+
+def _show_error(upstream: UpstreamResponse, first: bytes,
+                fields: list[Field]) -> tuple[bytes, list[Field]]:
+    """Give an error of the upstream the member that SDKs show; return its first bytes and fields.
+
+    Cost  reads the body of an error of at most 64 KiB; switches greenlets
+
+    Source: specs/002 R25.
+    """
+    if not may_lack_member(upstream.status, fields):
+        return first, fields
+    first = upstream.peek(MAX_BYTES)
+    changed = with_error_member(upstream.status, first) if upstream.whole else None
+    if changed is None:
+        return first, fields
+    return changed, [(name, str(len(changed)) if name.lower() == "content-length" else value)
+                     for name, value in fields]
 
 
 def _told_of(decision: Decision) -> list[Field]:

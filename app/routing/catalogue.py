@@ -58,7 +58,8 @@ class Catalogue:
 
     def admits(self, model: str) -> bool:
         """Say whether a client may name this model."""
-        return self.label(model) != OTHER
+        base, _, suffix = model.rpartition(":")
+        return model in self.models or bool(suffix) and base in self.models
 
     def label(self, model: str) -> str:
         """Return the id that stands for a model in logs and metrics, or `other`.

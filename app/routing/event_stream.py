@@ -9,25 +9,19 @@ Source: specs/006 W14; https://html.spec.whatwg.org/multipage/server-sent-events
 
 import collections
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from app.routing.headers import Field
+from app.routing.headers import Field, is_coded, value_of
 
 # Other events may follow the line that is looked for.
 _TAIL_BYTES = 4 * 1024
 _DONE = re.compile(rb"[\r\n]data: ?\[DONE\][ \t]*(?:[\r\n]|$)")
 
 
-def is_event_stream(status: int, fields: Iterable[Field]) -> bool:
+def is_event_stream(status: int, fields: Sequence[Field]) -> bool:
     """Say whether an answer is an event stream whose bytes can be read: a 2xx without a coding."""
-    kinds, codings = [], []
-    for name, value in fields:
-        if name.lower() == "content-type":
-            kinds.append(value.lower())
-        elif name.lower() == "content-encoding":
-            codings.append(value.lower().strip())
-    return (200 <= status < 300 and any(kind.startswith("text/event-stream") for kind in kinds)
-            and set(codings) <= {"identity"})
+    return (200 <= status < 300 and not is_coded(fields)
+            and value_of("content-type", fields).lower().startswith("text/event-stream"))
 
 
 class StreamTail:

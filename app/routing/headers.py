@@ -62,6 +62,16 @@ def client_headers(fields: Iterable[Field]) -> list[Field]:
     return [(name, value) for name, value in fields if name.lower() not in blocked]
 
 
+def value_of(name: str, fields: Iterable[Field]) -> str:
+    """Return the values of a field by its lower-case name, joined; empty where it is not there."""
+    return ", ".join(value for field, value in fields if field.lower() == name)
+
+
+def is_coded(fields: Iterable[Field]) -> bool:
+    """Say whether a body has a Content-Encoding, which is never decoded here."""
+    return value_of("content-encoding", fields).lower() not in ("", "identity")
+
+
 def skipped_fields(skipped: Iterable[tuple[str, str]]) -> list[Field]:
     """Return the response field that names what was passed over; none where nothing was.
 

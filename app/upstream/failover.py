@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from app.errors import ApiError
+from app.routing.headers import is_coded
 from app.routing.model_field import Pieces
 from app.routing.outcomes import (WHEN_EXHAUSTED, Attempt, Failure, UpstreamFailed,
                                   not_found_failure, status_failure)
@@ -144,7 +145,7 @@ class Attempts:
     def _judge(self, model: str, response: UpstreamResponse, chosen_here: bool) -> Committed:
         if 200 <= response.status < 300:
             return Committed(model, response, response.first_chunk(self.first_byte_timeout_s))
-        if response.status == 404 and chosen_here and not response.coded:
+        if response.status == 404 and chosen_here and not is_coded(response.fields):
             body = response.peek(_LARGEST_REFUSAL)
             fits = len(body) <= _LARGEST_REFUSAL
             return Committed(model, response, body, not_found_failure(body) if fits else None)

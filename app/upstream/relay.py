@@ -9,13 +9,14 @@ from app.client_socket import Client
 from app.errors import BodyBroke, StreamCut
 from app.journal import Ending, RequestRecord
 from app.routing.event_stream import StreamTail
-from app.upstream.failover import Committed
+from app.upstream.transport import UpstreamResponse
 
 
 class Relay:
     """A WSGI response body: what the upstream sends, piece by piece.
 
-    committed  the answer; closed here, whoever leaves first
+    response   the upstream's; closed here, whoever leaves first
+    first      the first bytes of the body, which the response has no more; perhaps none
     record     told of every byte and of the end
     client     the client's connection
     delimited  whether the client can tell the end of the body from the end of the connection
@@ -23,9 +24,10 @@ class Relay:
     cuts       whether an event stream without [DONE] is cut
     """
 
-    def __init__(self, committed: Committed, record: RequestRecord, client: Client, *,
-                 delimited: bool, tail: StreamTail | None, cuts: bool) -> None:
-        self._committed = committed
+    def __init__(self, response: UpstreamResponse, first: bytes, record: RequestRecord,
+                 client: Client, *, delimited: bool, tail: StreamTail | None, cuts: bool) -> None:
+        self._response = response
+        self._first = first
         self._record = record
         self._client = client
         self._delimited = delimited
@@ -55,16 +57,16 @@ class Relay:
         record.ending = Ending.COMPLETE
 
     def _pieces(self) -> Iterator[bytes]:
-        if self._committed.first:
+        if self._first:
             self._client.join_next_two_writes()
-            yield self._committed.first
-        yield from self._committed.response.chunks
+            yield self._first
+        yield from self._response.chunks
 
     def close(self) -> None:
         """Let go of upstream and client, whyever it ended. Closing twice is harmless."""
         if self._record.ending is Ending.COMPLETE and not self._delimited:
             self._client.end_in_reset(False)
         try:
-            self._committed.response.close()
+            self._response.close()
         finally:
             self._record.finish()

@@ -44,6 +44,8 @@ class UpstreamResponse:
     fields          header fields as (name, value), in order, repeated ones kept
     resent          the request was sent a second time, the pooled connection being stale
     chunks          the body's bytes as they arrive; raises BodyBroke
+    peeked          the bytes that `peek` has read, which `chunks` lacks
+    whole           whether these are the whole body
     """
 
     def __init__(self, head: wire.Head, body: Body, resent: bool, idle_timeout_s: float) -> None:
@@ -51,6 +53,7 @@ class UpstreamResponse:
         self.reason = head.reason
         self.fields = head.fields
         self.resent = resent
+        self.peeked, self.whole = b"", False
         self._body = body
         self._idle_timeout_s = idle_timeout_s
         body.limit_silence(idle_timeout_s)
@@ -79,25 +82,22 @@ class UpstreamResponse:
         self._body.limit_silence(self._idle_timeout_s)
         return first
 
-    @property
-    def coded(self) -> bool:
-        """Say whether the body has a Content-Encoding, which is not decoded here."""
-        return any(name.lower() == "content-encoding" for name, _ in self.fields)
-
     def peek(self, max_bytes: int) -> bytes:
-        """Read the body, to its end or until more than `max_bytes` are here.
+        """Read the body, to its end or until more than `max_bytes` are here. Peeking twice is free.
 
         Returns  what was read; `chunks` has the rest, or raises where the body broke off
         Cost     I/O within the limit on silence, a total here; switches greenlets
         """
-        read, chunks = b"", self.chunks
+        chunks = self.chunks
         try:
             with Deadline(self._idle_timeout_s, lambda: BodyBroke("silence")):
-                while len(read) <= max_bytes and (chunk := next(chunks, b"")):
-                    read += chunk
+                while not self.whole and len(self.peeked) <= max_bytes:
+                    chunk = next(chunks, b"")
+                    self.peeked += chunk
+                    self.whole = not chunk
         except BodyBroke as error:
             self.chunks = _broken(error.cause)
-        return read
+        return self.peeked
 
     def close(self) -> None:
         """Close the connection, unless a complete body has given it back to the pool.
