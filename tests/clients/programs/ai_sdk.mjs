@@ -8,11 +8,11 @@ const router = createOpenAICompatible({
   name: "router", baseURL: process.argv[2], apiKey: "sk-mine",
 });
 
-function request({ model, question, image, tools }, retries) {
+function request({ model, question, image, tools, text }, retries) {
   const [, mediaType, data] = image?.match(/^data:(.*);base64,(.*)$/) ?? [];
   const parts = [{ type: "text", text: question }, { type: "file", mediaType, data }];
   return {
-    model: router(model), maxRetries: retries,
+    model: text ? router.completionModel(model) : router(model), maxRetries: retries,
     messages: [{ role: "user", content: image ? parts : question }],
     tools: tools && Object.fromEntries(tools.map(({ function: { name, parameters } }) =>
       [name, tool({ inputSchema: jsonSchema(parameters) })])),
@@ -36,4 +36,7 @@ async function stream(asked) {
   return { text: pieces.join(""), pieces: pieces.length, tools: called(await result.toolCalls) };
 }
 
-await answer({ chat, stream });
+// Have a text completed, by the older route, as it comes.
+const complete = (asked) => stream({ ...asked, text: true });
+
+await answer({ chat, stream, complete });

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAI
 
 from tests.clients.programs.answering import answer, messages
 
@@ -32,4 +32,10 @@ def stream(model, question, tools=None):
     return seen(sum(pieces[1:], pieces[0]), len([piece for piece in pieces if piece.text]))
 
 
-answer(chat=chat, stream=stream)
+def complete(model, question):
+    """Have a text completed, by the older route, as it comes."""
+    asked = OpenAI(base_url=sys.argv[1], api_key="sk-mine", model=model, max_retries=0)
+    return {"text": "".join(asked.stream(question))}
+
+
+answer(chat=chat, stream=stream, complete=complete)

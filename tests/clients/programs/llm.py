@@ -15,11 +15,11 @@ from tests.clients.programs.answering import answer
 configuration = pathlib.Path(os.environ["LLM_USER_PATH"]) / "extra-openai-models.yaml"
 
 
-def run(model, question, *options, image=None):
+def run(model, question, *options, image=None, completion=False):
     """Run `llm`; return what it printed. What it shows of an error is the error's text."""
     configuration.write_text(json.dumps([{
         "model_id": "routed", "model_name": model, "api_base": sys.argv[1], "vision": True,
-        "api_key_name": "router"}]))
+        "api_key_name": "router", "completion": completion}]))
     attached = ["--attachment", "-"] if image else []
     shown = click.testing.CliRunner().invoke(
         llm.cli.cli, ["prompt", "--model", "routed", "--key", "sk-mine", "--no-log",
@@ -35,4 +35,9 @@ def chat(model, question, image=None, retries=0):
     return run(model, question, "--no-stream", image=image)
 
 
-answer(chat=chat, stream=run)
+def complete(model, question):
+    """Have a text completed, by the older route, as it comes."""
+    return run(model, question, completion=True)
+
+
+answer(chat=chat, stream=run, complete=complete)

@@ -35,4 +35,15 @@ async function stream(asked) {
   };
 }
 
-await answer({ chat, stream });
+// Have a text completed, by the older route, as it comes.
+async function complete({ model, question }) {
+  const events = await client.completions.create({ model, prompt: question, stream: true });
+  const pieces = [];
+  for await (const event of events) pieces.push(event.choices[0].text);
+  return { text: pieces.join("") };
+}
+
+const models = async () => ({ models: (await client.models.list()).data });
+const one_model = ({ model }) => client.models.retrieve(model);
+
+await answer({ chat, stream, complete, models, one_model });

@@ -51,4 +51,21 @@ def stream_async(**asked):
     return asyncio.run(ask())
 
 
-answer(chat=chat, stream=stream, stream_async=stream_async)
+def complete(model, question):
+    """Have a text completed, by the older route, as it comes."""
+    events = client.completions.create(model=model, prompt=question, stream=True)
+    return {"text": "".join(event.choices[0].text for event in events)}
+
+
+def models(**_):
+    """List the models."""
+    return {"models": [model.to_dict() for model in client.models.list()]}
+
+
+def one_model(model, **_):
+    """Look one model up."""
+    return client.models.retrieve(model).to_dict()
+
+
+answer(chat=chat, stream=stream, stream_async=stream_async, complete=complete, models=models,
+       one_model=one_model)
