@@ -19,7 +19,7 @@ ERRORS = {
 @pytest.mark.parametrize("way", ["chat", "stream"])
 @pytest.mark.parametrize("status", ERRORS)
 def test_the_user_reads_the_upstreams_own_words(client, upstream, model, status, way):
-    """002-R12"""
+    """002-R25"""
     name = model()
     words, type_ = ERRORS[status]
     body = json.dumps({"detail": words}).encode()
@@ -34,7 +34,7 @@ def test_the_user_reads_the_upstreams_own_words(client, upstream, model, status,
 
 @pytest.mark.parametrize("client", ["openai_python", "openai_node"], indirect=True)
 def test_a_detail_that_is_an_object_is_shown_by_its_message(client, upstream, model):
-    """002-R12"""
+    """002-R25"""
     name = model()
     detail = {"message": "Daily quota used up.", "quota_reset_timestamp": "2026-02-19T00:00:00Z"}
     upstream.on(name, complete(json.dumps({"detail": detail}).encode(), status=402, fields=JSON))
