@@ -1,6 +1,7 @@
 """What is in deploy/, read by the tools it is made for and held against the code."""
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -10,6 +11,8 @@ import subprocess
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from app import draining
 from app.alias_file import read_aliases
@@ -28,6 +31,28 @@ def run(*command, **options):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def pins():
+    """Return the packaging Requirement of each line of requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.11.3", "3.14.0"])
+def test_every_package_that_a_pinned_one_needs_is_pinned(python):
+    """007-R8: also where an older Python needs more."""
+    environment = {"python_full_version": python,
+                   "python_version": ".".join(python.split(".")[:2]), "extra": ""}
+    taken = {canonicalize_name(pin.name) for pin in pins()
+             if pin.marker is None or pin.marker.evaluate(environment)}
+    for name in taken - {"async-timeout"}:
+        for line in importlib.metadata.requires(name) or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate(environment):
+                assert canonicalize_name(needed.name) in taken, f"{name} needs {line}"
+    for pin in pins():
+        assert [part.operator for part in pin.specifier] == ["=="], pin
 
 
 @pytest.fixture(scope="module")
