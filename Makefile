@@ -20,7 +20,8 @@ test: lint programs clients
 # made for, from the system's packages (program:package). Run level 1 keeps the packages from
 # starting a server each.
 PROGRAMS = redis-server:redis-server nginx:nginx-light prometheus:prometheus \
-	systemd-analyze:systemd kubectl:kubernetes-client chromium:chromium
+	systemd-analyze:systemd kubectl:kubernetes-client chromium:chromium \
+	buildah:buildah debootstrap:debootstrap
 programs:
 	@export PATH="$$PATH:/usr/sbin:/sbin"; missing=; for each in $(PROGRAMS); do \
 		command -v "$${each%:*}" >/dev/null || missing="$$missing $${each#*:}"; done; \
