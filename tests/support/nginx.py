@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -41,8 +42,8 @@ class Nginx:
         self._upstream, self.port = upstream, free_port()
         self.folder = pathlib.Path(tempfile.mkdtemp())
         (self.folder / "site.conf").write_text(replaced(SITE, {
-            "listen 80 default_server;": f"listen {self.port} default_server;",
-            "    listen [::]:80 default_server;": f"    {self._by_ipv6()}",
+            "    listen 80 default_server": f"    listen {self.port} default_server",
+            "    listen [::]:80 ": f"    {self._by_ipv6()}",
             "server 127.0.0.1:8080;": f"server {upstream};",
             "/var/log/nginx/access.log": f"{self.folder}/access.log"}))
         (self.folder / "nginx.conf").write_text(replaced(MAIN, {
@@ -57,12 +58,12 @@ class Nginx:
                 "client_body", "proxy", "fastcgi", "uwsgi", "scgi"))}))
 
     def _by_ipv6(self):
-        """Return the directive, or none where the machine has no such addresses."""
+        """Return how the directive begins; it is a comment where there are no such addresses."""
         try:
             socket.create_server(("::1", self.port), family=socket.AF_INET6).close()
         except OSError:
-            return ""
-        return f"listen [::]:{self.port} default_server;"
+            return "# "
+        return f"listen [::]:{self.port} "
 
     def __enter__(self):
         self.process = subprocess.Popen(
@@ -83,13 +84,22 @@ class Nginx:
         self.process.wait(DEADLINE_S)
         shutil.rmtree(self.folder)
 
+    def _workers(self):
+        """Return the directory in /proc of each worker."""
+        master = self.process.pid
+        children = pathlib.Path(f"/proc/{master}/task/{master}/children").read_text()
+        return [pathlib.Path("/proc", pid) for pid in children.split()]
+
     def files_written(self):
         """Return the temporary files nginx has open; it unlinks them as soon as they are made."""
-        master = self.process.pid
-        held = []
-        for pid in pathlib.Path(f"/proc/{master}/task/{master}/children").read_text().split():
-            held += [os.readlink(path) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir()]
+        held = [os.readlink(path) for worker in self._workers()
+                for path in (worker / "fd").iterdir()]
         return [name for name in held if "/client_body/" in name or "/proxy/" in name]
+
+    def memory_bytes(self):
+        """Return the most memory the workers have had resident at a time."""
+        return 1024 * sum(int(re.search(r"VmHWM:\s*(\d+)", (worker / "status").read_text())[1])
+                          for worker in self._workers())
 
     def connections(self):
         """Return the connections its upstream has, over TCP or a unix socket."""

@@ -1,5 +1,6 @@
 """The site file of deploy/nginx, in a real nginx, in front of a real router."""
 
+import contextlib
 import http.client
 import json
 import signal
@@ -14,6 +15,8 @@ from tests.support.router import Answer, Router, free_port, read_to_end, read_un
 from tests.support.upstream import DEADLINE_S, Upstream, complete, pieces, reset_at_once
 
 FEED = {"models": models_feed(["a", "b"]), "rows": [utilization_row("a"), utilization_row("b")]}
+
+BODY_LIMIT = 32 * 2**20
 
 
 class Site:
@@ -53,7 +56,8 @@ def site(request, tmp_path_factory):
     with Upstream(**FEED) as upstream, Router(
             upstream.url, LISTEN_ADDR=address, HEALTH_LISTEN_ADDR=f"127.0.0.1:{free_port()}",
             TRUST_PROXY_HEADERS="true", TRUSTED_PROXY_CIDRS=trusted,
-            MAX_INFLIGHT_REQUESTS="3", GRACEFUL_TIMEOUT_SECS="30") as router:
+            MAX_INFLIGHT_REQUESTS="3", MAX_REQUEST_BYTES=str(BODY_LIMIT),
+            CLIENT_BODY_TIMEOUT_MS="2000", GRACEFUL_TIMEOUT_SECS="30") as router:
         router.port = int(router.environment["HEALTH_LISTEN_ADDR"].rpartition(":")[2])
         router.wait_until_fed()
         with Nginx(address) as nginx:
@@ -117,11 +121,7 @@ def test_stickiness_goes_by_the_forwarded_address_and_not_by_what_a_client_claim
 
 
 def test_the_routers_own_refusals_come_through_whole(site):
-    """007-R6, 002-R21, 007-R1"""
-    too_large = site.ask(b"x" * 1_500_000)
-    assert (too_large.status, too_large.error["code"]) == (413, "request_too_large")
-    assert "1048576" in too_large.error["message"]
-
+    """007-R6, 007-R1"""
     go_on = threading.Event()
 
     def held(exchange):
@@ -134,9 +134,10 @@ def test_the_routers_own_refusals_come_through_whole(site):
     streams = [site.opened("a:held") for _ in range(3)]
     for stream in streams:
         read_until(stream, b"first")
-    overloaded = site.ask({"model": "b"})
-    assert (overloaded.status, overloaded.error["code"]) == (503, "overloaded")
-    assert overloaded.value("Retry-After") == "1"
+    for size in (10, 100_000, 300_000):
+        overloaded = site.ask({"model": "b", "padding": "x" * size})
+        assert (overloaded.status, overloaded.error["code"]) == (503, "overloaded")
+        assert overloaded.value("Retry-After")
     go_on.set()
     for stream in streams:
         read_until(stream, b"0\r\n\r\n")
@@ -145,8 +146,6 @@ def test_the_routers_own_refusals_come_through_whole(site):
 
 def test_nginxs_own_refusals_have_the_same_shape(site):
     """007-R6"""
-    answer = site.ask(b"x" * 3_000_000)
-    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
     with Nginx(f"127.0.0.1:{free_port()}") as nginx:
         answer = Site(None, None, nginx).ask({"model": "a"})
     assert (answer.status, answer.error["code"]) == (502, "router_unreachable")
@@ -156,9 +155,12 @@ def test_nginxs_own_refusals_have_the_same_shape(site):
     (b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\r\n\r\n", 400),
     (b"TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 405),
     (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
-    (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431),
     (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400),
-    (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501)])
+    (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 400),
+    *((b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: %s\r\n\r\n" % coding, 400) for coding in (
+        b"gzip", b"gzip, chunked", b"chunked, gzip", b"xchunked", b"identity",
+        b"chunked\r\nTransfer-Encoding: chunked"))])
 def test_what_nginx_cannot_parse_is_refused_in_that_shape_too(site, request_, status):
     """007-R6"""
     with socket.create_connection(("127.0.0.1", site.nginx.port), DEADLINE_S) as client:
@@ -187,15 +189,95 @@ def test_metrics_and_readiness_are_closed_to_outsiders_and_liveness_is_not(site)
     assert b"chutes_autopilot_" in site.ask(b"", "127.0.0.1", "GET", "/metrics").body
 
 
-def test_a_large_request_goes_through_and_touches_no_disk(site):
+def test_what_the_backend_tells_a_proxy_to_do_is_not_done_and_passes(site):
+    """007-R6, 002-R16"""
+    told = [("X-Accel-Redirect", "/metrics"), ("X-Accel-Limit-Rate", "1"),
+            ("X-Accel-Buffering", "yes"), ("X-Accel-Charset", "koi8-r"),
+            ("X-Accel-Expires", "60"), ("X-Accel-Something", "else"),
+            ("Location", "http://chutes_router/x"), ("Refresh", "5; url=http://chutes_router/x")]
+    body = b"x" * 100_000
+    site.upstream.on("a:accel", complete(body, fields=(("Content-Type", "text/plain"), *told)))
+    answer = site.ask({"model": "a:accel"})
+    assert (answer.status, answer.body) == (200, body)
+    assert answer.value("Content-Type") == "text/plain"
+    assert {name: answer.value(name) for name, _ in told} == dict(told)
+
+
+def test_a_large_request_goes_through_and_touches_neither_disk_nor_memory(site):
     """007-R6, 001-R7"""
     seen = []
     site.upstream.on("a:large", lambda exchange: (
         seen.extend(site.nginx.files_written()), complete(b"{}")(exchange)))
-    body = {"model": "a:large", "padding": "x" * 1_000_000}
+    site.ask({"model": "a"})
+    before = site.nginx.memory_bytes()
+    frame = len(json.dumps({"model": "a:large", "padding": ""}))
+    body = {"model": "a:large", "padding": "x" * (BODY_LIMIT - frame)}
     assert site.ask(body).status == 200
     assert json.loads(site.upstream.wait_for("a:large").body) == body
     assert not seen
+    assert site.nginx.memory_bytes() - before < BODY_LIMIT / 8
+
+
+def chunked(size):
+    """Yield a chunked body of so many bytes."""
+    for start in range(0, size, 2**20):
+        data = b"x" * min(2**20, size - start)
+        yield b"%x\r\n%s\r\n" % (len(data), data)
+    yield b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: %d" % (BODY_LIMIT + 1),
+                                     b"Transfer-Encoding: chunked"])
+def test_a_body_over_the_limit_is_refused_while_it_is_being_sent(site, framing):
+    """007-R6, 002-R21"""
+    with socket.create_connection(("127.0.0.1", site.nginx.port), DEADLINE_S) as client:
+        def send():
+            with contextlib.suppress(OSError):
+                client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+                               b"%s\r\n\r\n" % framing)
+                for piece in chunked(BODY_LIMIT + 2**20):
+                    client.sendall(piece)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        answer = read_to_end(client)
+        sender.join(DEADLINE_S)
+    assert answer.startswith(b"HTTP/1.1 413 ") and b'"code": "request_too_large"' in answer
+
+
+def test_the_router_gives_up_on_a_body_that_stops_and_its_answer_comes_through(site):
+    """007-R6, 002-R3"""
+    with socket.create_connection(("127.0.0.1", site.nginx.port), DEADLINE_S) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+                       b"Content-Length: 100000\r\n\r\n" + b"x" * 1000)
+        answer = read_to_end(client)
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"code": "request_timeout"' in answer
+
+
+def test_a_router_that_is_not_there_is_passed_over_and_no_post_is_sent_twice():
+    """007-R6"""
+    body = {"model": "a:once", "padding": "x" * 1_000_000}
+    with Upstream() as first, Upstream() as second:
+        gone = f"127.0.0.1:{free_port()}"
+        with Nginx(f"{gone}; server 127.0.0.1:{second.port}") as nginx:
+            site = Site(None, None, nginx)
+            assert [site.ask(body).status for _ in range(3)] == [200] * 3
+        assert len(second.exchanges) == 3
+        first.otherwise(reset_at_once)
+        with Nginx(f"127.0.0.1:{first.port}; server 127.0.0.1:{second.port} backup") as nginx:
+            answer = Site(None, None, nginx).ask(body)
+        assert (answer.status, answer.error["code"]) == (502, "router_unreachable")
+        assert (len(first.exchanges), len(second.exchanges)) == (1, 3)
+
+
+def test_a_header_field_as_long_as_the_router_takes_comes_through():
+    """007-R6"""
+    fields = {f"X-Long-{number}": "x" * 16_000 for number in range(4)}
+    with Upstream() as upstream, Nginx(f"127.0.0.1:{upstream.port}") as nginx:
+        assert Site(None, None, nginx).ask({"model": "a"}, **fields).status == 200
+        [seen] = upstream.exchanges
+    taken = dict(seen.fields)
+    assert all(taken[name.lower()] == value for name, value in fields.items())
 
 
 def test_one_request_has_one_id_in_both_logs(site):
