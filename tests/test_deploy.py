@@ -18,6 +18,7 @@ from app import draining
 from app.alias_file import read_aliases
 from app.config import Config, load_config
 from app.routing.aliases import BUILT_IN
+from tests.support.image import pins
 from tests.test_docs import metric_names
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -31,12 +32,6 @@ def run(*command, **options):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def pins():
-    """Return the packaging Requirement of each line of requirements.txt."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
 @pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.11.3", "3.14.0"])

@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 
+from packaging.requirements import Requirement
+
 from tests.support.router import ROOT, Router
 
 CACHE = pathlib.Path("/var/tmp")
@@ -110,6 +112,12 @@ def pip_settings(target):
         settings.write(file)
     return [value for value in settings["global"].values()
             if value.startswith("/") and os.path.exists(value)]
+
+
+def pins():
+    """Return the packaging Requirement of each line of requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
 def children(pid):

@@ -11,11 +11,10 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from tests.support.feeds import models_feed, utilization_row
-from tests.support.image import Contained, Image
+from tests.support.image import Contained, Image, pins
 from tests.support.nginx import executable
 from tests.support.router import ROOT, Router, free_port, until
 from tests.support.upstream import Upstream, complete
-from tests.test_deploy import pins
 
 FEED = {"models": models_feed(["a"]), "rows": [utilization_row("a")]}
 USER = 10001
