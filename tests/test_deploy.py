@@ -101,6 +101,17 @@ def test_the_unit_waits_for_the_drain(unit):
     assert check.endswith("gunicorn --check-config") and reload == "/bin/kill -HUP $MAINPID"
 
 
+def test_the_unit_keeps_prompts_out_of_core_files_and_shared_memory_to_itself(unit):
+    """007-R7"""
+    assert unit["Service", "LimitCORE"] == ["0"]
+    [mount] = unit["Service", "TemporaryFileSystem"]
+    place, _, options = mount.partition(":")
+    # The unit's user is not root, and its workers share a directory there.
+    assert place == "/dev/shm" and {"mode=1777", "size=128M"} <= set(options.split(","))
+    # Of both addresses, and as many to the upstream.
+    assert int(unit["Service", "LimitNOFILE"][0]) > 3 * load_config().worker_connections + 200
+
+
 def environment_of(path):
     return dict(line.split("=", 1) for line in path.read_text().splitlines()
                 if line and not line.startswith("#"))
