@@ -141,8 +141,20 @@ def test_the_compose_file_names_what_there_is():
         assert (folder / mounted.split(":")[0]).is_file()
     assert router["volumes"][0].split(":")[1] == router["environment"]["ALIASES_FILE"]
     assert services["nginx"]["stop_grace_period"] == router["stop_grace_period"]
+    assert services["redis"]["command"][:2] == [
+        "redis-server", "--requirepass"] and "REDIS_PASSWORD" in router["environment"]["STICKY_URL"]
     site = (DEPLOY / "nginx" / "chutes-router.conf").read_text()
     assert site.count("127.0.0.1:8080") == 1 and "127.0.0.1:8080" in services["nginx"]["command"][2]
+
+
+def test_every_image_is_named_by_an_exact_tag():
+    """007-R8"""
+    composed = yaml.safe_load((DEPLOY / "docker" / "compose.yaml").read_text())["services"]
+    [base] = re.findall(r"^ARG BASE=(\S+)$", (DEPLOY / "docker" / "Dockerfile").read_text(), re.M)
+    taken = [base, *(service["image"] for service in composed.values() if "image" in service)]
+    assert len(taken) == 3
+    for image in taken:
+        assert re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+(-[a-z-]+)?", image), image
 
 
 def test_the_image_gets_what_its_steps_copy():

@@ -8,6 +8,8 @@ import subprocess
 import urllib.request
 
 import pytest
+import redis
+import yaml
 from packaging.utils import canonicalize_name
 
 from tests.support.feeds import models_feed, utilization_row
@@ -67,6 +69,37 @@ def test_the_image_holds_the_router_compiled_and_what_is_pinned_and_no_more(imag
                  for path in packages.glob("*.dist-info")}
     assert "flask" in installed
     assert installed - {"pip", "setuptools"} <= {canonicalize_name(pin.name) for pin in pins()}
+
+
+def composed():
+    """Return compose's services, the variables that one gives it filled in."""
+    text = (ROOT / "deploy" / "docker" / "compose.yaml").read_text()
+    return yaml.safe_load(re.sub(r"\$\{(\w+):\?[^}]*\}", r"given\1", text))["services"]
+
+
+def test_composes_redis_asks_for_its_password_and_the_router_has_it(tmp_path):
+    """007-R8, 005-R9"""
+    port, services = free_port(), composed()
+    given = services["router"]["environment"]
+    url = given["STICKY_URL"].replace("redis:6379", f"127.0.0.1:{port}")
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen(
+            [*services["redis"]["command"], "--port", str(port), "--bind", "127.0.0.1",
+             "--dir", str(tmp_path)], stdout=log, stderr=log)
+    try:
+        until(lambda: b"Ready to accept" in (tmp_path / "log").read_bytes())
+        with Upstream(**FEED) as upstream, Router(
+                upstream.url, STICKY_URL=url,
+                STICKY_HASH_SECRET=given["STICKY_HASH_SECRET"]) as router:
+            router.wait_until_fed()
+            with redis.Redis.from_url(url) as insider:
+                # A request that finds no connection yet may not wait for one to be made.
+                until(lambda: router.chat("chutesai/AutoPilot").status == 200 and insider.dbsize())
+        with redis.Redis(port=port) as outsider, pytest.raises(redis.AuthenticationError):
+            outsider.dbsize()
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 def test_a_real_prometheus_scrapes_the_router(tmp_path):
