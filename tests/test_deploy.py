@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import ipaddress
 import json
 import pathlib
 import re
@@ -169,10 +170,15 @@ def test_the_image_gets_what_its_steps_copy():
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory):
     """Return kind -> object, of the base with the ServiceMonitor added by an overlay."""
-    overlay = tmp_path_factory.mktemp("overlay")
+    return kustomized(tmp_path_factory.mktemp("overlay"), "servicemonitor")
+
+
+def kustomized(overlay, *components):
+    """Return kind -> object, of an overlay with components on the base."""
     shutil.copytree(DEPLOY / "kubernetes", overlay / "kubernetes")
-    (overlay / "kustomization.yaml").write_text(
-        "resources: [kubernetes/base]\ncomponents: [kubernetes/servicemonitor]\n")
+    (overlay / "kustomization.yaml").write_text(json.dumps({
+        "resources": ["kubernetes/base"],
+        "components": [f"kubernetes/{name}" for name in components]}))
     objects = list(yaml.safe_load_all(run("kubectl", "kustomize", str(overlay))))
     # Of the two ConfigMaps one is a file.
     kinds = {"aliases" if "aliases.toml" in thing.get("data", {}) else thing["kind"]: thing
@@ -187,9 +193,27 @@ def test_kubernetes_takes_every_manifest(manifests):
                  if "coreos" not in thing["apiVersion"]}
     assert validated == {"Deployment", "Service", "ConfigMap", "aliases", "PodDisruptionBudget",
                          "HorizontalPodAutoscaler", "NetworkPolicy"}
-    for version in ("1.29", "1.37"):
-        for kind in validated:
-            kubernetes_validate.validate(manifests[kind], version, strict=True)
+    validate(manifests[kind] for kind in validated)
+
+
+def validate(objects):
+    for thing in objects:
+        for version in ("1.29", "1.37"):
+            kubernetes_validate.validate(thing, version, strict=True)
+
+
+def test_the_component_for_ipv6_listens_on_both_families(tmp_path, manifests):
+    """007-R9"""
+    changed = kustomized(tmp_path, "ipv6")
+    validate(changed.values())
+    settings = changed["ConfigMap"]["data"]
+    assert settings.items() - manifests["ConfigMap"]["data"].items() == {
+        ("LISTEN_ADDR", "[::]:8080"), ("HEALTH_LISTEN_ADDR", "[::]:8081")}
+    assert changed["Service"]["spec"]["ipFamilyPolicy"] == "PreferDualStack"
+    [container] = changed["Deployment"]["spec"]["template"]["spec"]["containers"]
+    # The kubelet asks the pod's own address, of whatever family.
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert "host" not in container[probe]["httpGet"]
 
 
 def test_the_manifests_agree_with_each_other(manifests):
@@ -267,16 +291,70 @@ def test_a_pod_runs_restricted_on_a_read_only_root(manifests):
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
         "/tmp", "/dev/shm", settings["STATE_DIR"], str(
             pathlib.Path(settings["ALIASES_FILE"]).parent)}
+    [memory] = [volume["emptyDir"] for volume in spec["volumes"]
+                if volume["name"] == "shared-memory"]
+    assert memory == {"medium": "Memory", "sizeLimit": "128Mi"}
 
 
-def test_the_network_policy_opens_the_router_to_labelled_clients_only(manifests):
+def matches(selector, labels):
+    return selector["matchLabels"].items() <= labels.items()
+
+
+def admitted(peers, namespace, pod, own="llm"):
+    """Return whether a network policy's peers select a pod in a namespace, both by labels."""
+    for peer in peers:
+        inside = matches(peer["namespaceSelector"], namespace) if "namespaceSelector" in peer \
+            else namespace["kubernetes.io/metadata.name"] == own
+        if inside and ("podSelector" not in peer or matches(peer["podSelector"], pod)):
+            return True
+    return False
+
+
+def test_the_network_policy_lets_in_labelled_pods_of_known_namespaces_only(manifests):
     """007-R9"""
     service, probes = manifests["NetworkPolicy"]["spec"]["ingress"]
     assert [port["port"] for port in service["ports"]] == ["http"]
-    assert service["from"][0]["podSelector"]["matchLabels"] == {"chutes-router-client": "true"}
     assert [port["port"] for port in probes["ports"]] == ["health"]
-    egress = manifests["NetworkPolicy"]["spec"]["egress"]
-    assert [port["port"] for rule in egress for port in rule["ports"]] == [53, 53, 443, 6379]
+    client, nobody = {"chutes-router-client": "true"}, {"app": "other"}
+    own, foreign, monitoring = ({"kubernetes.io/metadata.name": name} for name in (
+        "llm", "foreign", "monitoring"))
+    known = {**foreign, "chutes-router-clients": "true"}
+    assert admitted(service["from"], own, client) and admitted(service["from"], known, client)
+    for namespace, pod in ((own, nobody), (known, nobody), (foreign, client), (monitoring, client)):
+        assert not admitted(service["from"], namespace, pod)
+    assert admitted(probes["from"], monitoring, nobody)
+    assert not admitted(probes["from"], own, client)
+
+
+def test_the_network_policy_lets_out_to_names_redis_and_the_world_outside_only(manifests):
+    """007-R9"""
+    names, backend, redis = manifests["NetworkPolicy"]["spec"]["egress"]
+    assert {(port["protocol"], port["port"]) for port in names["ports"]} == {
+        ("UDP", 53), ("TCP", 53)}
+    system, own = ({"kubernetes.io/metadata.name": name} for name in ("kube-system", "llm"))
+    assert admitted(names["to"], system, {"k8s-app": "kube-dns"})
+    assert not admitted(names["to"], system, {"k8s-app": "other"})
+    assert not admitted(names["to"], own, {"k8s-app": "kube-dns"})
+    assert [port["port"] for port in backend["ports"]] == [443]
+    blocks = [peer["ipBlock"] for peer in backend["to"]]
+
+    def reached(address):
+        address = ipaddress.ip_address(address)
+        return any(address in ipaddress.ip_network(block["cidr"]) and not any(
+            address in ipaddress.ip_network(part) for part in block["except"]) for block in blocks)
+
+    # Documentation's own addresses stand for the world's; 64:ff9b:: leads there from IPv6 alone.
+    assert all(map(reached, ("203.0.113.1", "2001:db8::1", "64:ff9b::203.0.113.1")))
+    assert not any(map(reached, (
+        "10.0.0.1", "172.20.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254", "127.0.0.1",
+        "::1", "fd00:ec2::254", "fe80::1")))
+    assert [port["port"] for port in redis["ports"]] == [6379]
+    assert admitted(redis["to"], own, {"app.kubernetes.io/name": "redis"})
+    assert not admitted(redis["to"], system, {"app.kubernetes.io/name": "redis"})
+
+
+def test_the_autoscaler_scales_the_deployment(manifests):
+    """007-R9"""
     target = manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == (
         "Deployment", manifests["Deployment"]["metadata"]["name"])

@@ -102,6 +102,20 @@ def test_composes_redis_asks_for_its_password_and_the_router_has_it(tmp_path):
         server.wait(10)
 
 
+def test_the_router_takes_both_families_on_the_addresses_of_the_component_for_ipv6():
+    """007-R9"""
+    port, health = free_port(), free_port()
+    with Upstream(**FEED) as upstream, Router(
+            upstream.url, LISTEN_ADDR=f"[::]:{port}",
+            HEALTH_LISTEN_ADDR=f"[::]:{health}") as router:
+        router.port = port
+        router.wait_until_fed()
+        assert router.get("/healthz").body == b"ok"
+        for address, path in ((port, "healthz"), (health, "healthz"), (health, "readyz")):
+            with urllib.request.urlopen(f"http://[::1]:{address}/{path}", timeout=5) as answer:
+                assert answer.status == 200
+
+
 def test_a_real_prometheus_scrapes_the_router(tmp_path):
     """007-R10, 001-R13"""
     health, port = free_port(), free_port()
