@@ -99,7 +99,7 @@ def test_the_unit_waits_for_the_drain(unit):
     assert int(unit["Service", "TimeoutStopSec"][0]) > load_config().graceful_timeout_secs
     assert unit["Service", "KillMode"] == ["mixed"]
     check, reload = unit["Service", "ExecReload"]
-    assert check.endswith("gunicorn --check-config") and reload == "/bin/kill -HUP $MAINPID"
+    assert check.endswith("gunicorn --check-config") and reload == '/bin/sh -c "kill -HUP $MAINPID"'
 
 
 def test_the_unit_keeps_prompts_out_of_core_files_and_shared_memory_to_itself(unit):
