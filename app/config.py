@@ -135,6 +135,12 @@ class Config:
     upstream_idle_timeout_ms: int = _option(
         "UPSTREAM_IDLE_TIMEOUT_MS", parse.whole_number(1), "300000",
         "longest silence within a body, ms")
+    upstream_connection_max_idle_secs: int = _option(
+        "UPSTREAM_CONNECTION_MAX_IDLE_SECS", parse.whole_number(0), "30",
+        "a connection idle for longer is not used again, s; 0: none is")
+    upstream_connection_max_age_secs: int = _option(
+        "UPSTREAM_CONNECTION_MAX_AGE_SECS", parse.whole_number(0), "300",
+        "a connection opened longer ago is not used again, s; 0: none is")
     cut_unfinished_streams: bool = _option(
         "CUT_UNFINISHED_STREAMS", parse.boolean, "true",
         "whether an event stream that ends without [DONE] is cut, and so does not look complete")

@@ -6,7 +6,7 @@
     +-- BodyBroke            an upstream response body broke off after commit
     +-- FetchFailed          a feed could not be fetched or read
     +-- ConfigError          (config) the environment cannot be used
-    +-- InvalidMessage       (upstream.wire) the upstream sent something that is not HTTP
+    +-- InvalidMessage       (upstream.head) the upstream sent something that is not HTTP
     +-- _TooLate             (sticky.redis) Redis did not answer in time
     +-- ValueError
     |   +-- BadValue         (config_parsers) a variable's value has no meaning

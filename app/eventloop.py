@@ -15,10 +15,12 @@ from gevent import Greenlet, getcurrent, monkey, sleep, spawn
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
+from gevent.socket import wait_readwrite
 
 # These are gevent's, for the rest of the app.
 __all__ = ("Deadline", "Event", "FairShare", "Greenlet", "after_this_turn", "getcurrent", "pause",
-           "readable", "report_uncaught", "serve", "sleep", "spawn", "throw_soon")
+           "readable", "report_uncaught", "serve", "sleep", "spawn", "throw_soon",
+           "wait_until_ready")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
 _poll = monkey.get_original("select", "poll")
@@ -118,3 +120,15 @@ def readable(sock: socket.socket) -> bool:
     poll = _poll()
     poll.register(sock.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def wait_until_ready(sock: socket.socket) -> bool:
+    """Wait until a socket takes data or has some; say whether it has, or has ended.
+
+    Cost  1 µs if it is ready, which switches no greenlet
+    """
+    poll = _poll()
+    poll.register(sock.fileno(), select.POLLIN | select.POLLOUT)
+    while not (found := poll.poll(0)):
+        wait_readwrite(sock.fileno())
+    return bool(found[0][1] & ~select.POLLOUT)

@@ -38,6 +38,7 @@ from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import NoStickiness, StickyStore
 from app.upstream.endpoint import Endpoint
 from app.upstream.failover import Attempts, Sender
+from app.upstream.pool import Pool
 from app.upstream.tls import trusting
 from app.upstream.transport import Transport
 
@@ -103,7 +104,9 @@ def build_transport(config: Config, tls: ssl.SSLContext) -> Transport:
     """Return the door to the upstream."""
     endpoint = Endpoint(config.backend_base_url, config.proxy_for(config.backend_base_url), tls,
                         config.upstream_connect_timeout_ms / 1000)
-    return Transport(endpoint, config.upstream_idle_timeout_ms / 1000)
+    pool = Pool(endpoint, config.upstream_connection_max_idle_secs,
+                config.upstream_connection_max_age_secs)
+    return Transport(endpoint, pool, config.upstream_idle_timeout_ms / 1000)
 
 
 def build_stickiness(config: Config, clock: Callable[[], float]) -> Stickiness:

@@ -21,6 +21,7 @@ from gunicorn.http import get_parser
 from gunicorn.workers.ggevent import GeventWorker
 from prometheus_client import CollectorRegistry, Counter, values
 from urllib3.connection import HTTPSConnection, ProxyConfig
+from urllib3.util.ssltransport import SSLTransport
 
 REQUEST = (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
            b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -148,3 +149,15 @@ def test_prometheus_names_its_files_by_an_identifier_of_ours():
         values.ValueClass = stock
     assert "told" in made
     assert names(values.MultiProcessValue) == ["process_identifier"]
+
+
+def test_urllib3s_tls_within_tls_has_the_outer_connection():
+    """002-R33: Connection takes `cipher` for TLS, and sets options on SSLTransport.socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # Without its handshake.
+        inner = SSLTransport.__new__(SSLTransport)
+        inner.socket = ours
+        assert inner.fileno() == ours.fileno()
+    assert hasattr(SSLTransport, "cipher") and hasattr(ssl.SSLSocket, "cipher")
+    assert not hasattr(socket.socket, "cipher") and not hasattr(SSLTransport, "setsockopt")

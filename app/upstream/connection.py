@@ -1,12 +1,15 @@
 """One request and its response on a connected socket.
 
-What goes over the socket and what is taken for an answer is decided here and in app.upstream.wire.
+What goes over the socket and what is taken for an answer is decided here, in app.upstream.head and
+in app.upstream.wire.
 http.client would take an end of the stream inside the headers for their end, and an interim
 response for the final one.
 
-Source: specs/002 R13, R14; specs/006 W5-W10.
+Source: specs/002 R13, R14, R33; specs/006 W5-W10.
 """
 
+import itertools
+import math
 import socket
 import ssl
 import struct
@@ -14,9 +17,10 @@ import time
 from collections.abc import Callable, Generator
 
 from app.errors import BodyBroke
-from app.eventloop import FairShare, readable
+from app.eventloop import FairShare, readable, wait_until_ready
 from app.routing.model_field import Pieces
-from app.upstream import wire
+from app.upstream.head import Head, HeadReader
+from app.upstream.wire import body_reader
 
 # One read takes at most this much: the small chunks of a fast upstream come in by the dozen, and
 # the smallest of chunks hold the event loop for a few milliseconds only.
@@ -24,10 +28,17 @@ _READ_SIZE = 16 * 1024
 # A body up to this size leaves in one packet with its head, which saves 7 µs. A larger one is not
 # copied for that.
 _SMALL_BODY = 16 * 1024
+# At most this much of a larger one is sent at once. Without TLS the kernel takes what it has room
+# for. TLS sends a whole piece and waits for room, where it hears no answer: a piece is one record,
+# for which a socket that takes data has room as a rule.
+_PLAIN_PIECE, _TLS_PIECE = 256 * 1024, 16 * 1024
+# Others have a turn after so many pieces.
+_PIECES_IN_A_ROW = 8
 # struct linger {on, 0 seconds}: closing the socket then resets the connection.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-# Real servers send a few interim responses at most.
-_MOST_INTERIM = 16
+# A connection that ends this soon after a request was sent had been closed before it came. Later
+# the upstream may have begun to work on the request.
+_END_MEANS_STALE_S = 1.0
 
 
 class Disconnected(OSError):
@@ -41,56 +52,89 @@ CLOSED_BY_PEER = (Disconnected, ConnectionResetError, BrokenPipeError)
 class Connection:
     """A connected socket that carries one request after another.
 
-    has_heard  a byte of a response to the current request has come
+    opened_at   seconds on the monotonic clock
+    idle_since  when it was given back to its pool
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        # True of a TLS connection, and of TLS within a proxy's TLS.
+        self._has_tls = hasattr(sock, "cipher")
         self._sending = False
-        self.has_heard = False
+        self._sent_at = math.inf
+        self._heads = HeadReader()
+        self.opened_at = self.idle_since = time.monotonic()
 
     def is_quiet(self) -> bool:
         """Say whether nothing has come on the idle connection: no end, no unasked byte."""
         return not readable(self._sock)
 
-    def exchange(self, head: bytes, body: Pieces) -> tuple[wire.Head, bytes]:
+    @property
+    def was_idle_too_long(self) -> bool:
+        """Say whether the end that has just come had nothing to do with the request."""
+        return (not self._heads.has_begun
+                and time.monotonic() - self._sent_at <= _END_MEANS_STALE_S)
+
+    def exchange(self, head: bytes, body: Pieces) -> tuple[Head, bytes]:
         """Send a request and wait for the response head.
 
         head     up to and with its empty line
         Returns  the head, and what has come of the body with it
-        Raises   OSError, wire.InvalidMessage
+        Raises   OSError, InvalidMessage
         Cost     I/O; switches greenlets
         """
-        self.has_heard = False
+        self._heads, self._sent_at, answer = HeadReader(), math.inf, None
         self.limit_silence(None)
         try:
-            self._send(head, body)
+            answer = self._send(head, body)
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             # The upstream may have answered without reading all of it.
             pass
-        return self._read_head()
+        self._sent_at = time.monotonic()
+        while answer is None:
+            answer = self._heads.feed(self._read_some_head())
+        return answer
 
-    def _send(self, head: bytes, body: Pieces) -> None:
+    def _send(self, head: bytes, body: Pieces) -> tuple[Head, bytes] | None:
+        """Send until all is sent or a final answer begins; return that if it is here whole."""
         self._sending = True
         small = sum(map(len, body)) < _SMALL_BODY
-        for part in [b"".join([head, *body])] if small else [head, *body]:
-            # sendall() asks for the size of the kernel's buffer first, which is seldom needed.
-            sent = self._sock.send(part)
-            if sent < len(part):
-                self._sock.sendall(memoryview(part)[sent:])
+        parts = [b"".join([head, *body])] if small else [head, *body]
+        # The kernel takes all of it as a rule: nobody looks for an answer before.
+        sent = self._sock.send(parts[0])
+        if not small or sent < len(parts[0]):
+            for part in (parts[0][sent:], *parts[1:]):
+                answer = self._send_large(memoryview(part))
+                if answer is not None or self._heads.in_final:
+                    return answer
         self._sending = False
+        return None
 
-    def _read_head(self) -> tuple[wire.Head, bytes]:
-        data = b""
-        for _ in range(_MOST_INTERIM):
-            while (end := data.find(b"\r\n\r\n")) < 0:
-                if len(data) > wire.LARGEST_HEAD:
-                    raise wire.InvalidMessage("head too large")
-                data += self._read_some_head()
-            head, data = wire.parse_head(data[:end + 4]), data[end + 4:]
-            if not head.interim:
-                return head, data
-        raise wire.InvalidMessage("too many interim responses")
+    def _send_large(self, left: memoryview) -> tuple[Head, bytes] | None:
+        """Send a piece of a large body, as `_send` does, listening for an answer."""
+        share, size = FairShare(), _TLS_PIECE if self._has_tls else _PLAIN_PIECE
+        for number in itertools.count(1):
+            if not left:
+                break
+            if number % _PIECES_IN_A_ROW == 0:
+                share.take()
+            if not wait_until_ready(self._sock):
+                left = left[self._sock.send(left[:size]):]
+            elif (answer := self._hear()) is not None or self._heads.in_final:
+                return answer
+        return None
+
+    def _hear(self) -> tuple[Head, bytes] | None:
+        """Read what is here of the answer, in the middle of sending; no wait."""
+        self.limit_silence(0.0)
+        try:
+            data = self._read_some_head()
+        except (BlockingIOError, ssl.SSLWantReadError):
+            # A part of a TLS record, or one that is TLS's own.
+            return None
+        finally:
+            self.limit_silence(None)
+        return self._heads.feed(data)
 
     def _read_some_head(self) -> bytes:
         try:
@@ -104,7 +148,6 @@ class Connection:
             data = b""
         if not data:
             raise Disconnected("closed before the response head was whole")
-        self.has_heard = True
         return data
 
     def read(self) -> bytes:
@@ -115,11 +158,18 @@ class Connection:
         """Set how long one read or write may take; None: for ever."""
         self._sock.settimeout(seconds)
 
+    @property
+    def is_reusable(self) -> bool:
+        """Say whether the upstream has been sent the whole of the request."""
+        return not self._sending
+
     def close(self) -> None:
         """Close, at once even where the upstream has not taken all of the request."""
         if self._sending:
-            # An orderly end would wait behind the unsent rest, perhaps for ever.
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            # An orderly end would wait behind the unsent rest, perhaps for ever. TLS within a
+            # proxy's TLS has no options of its own.
+            inner = getattr(self._sock, "socket", self._sock)
+            inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._sending = False
         self._sock.close()
 
@@ -134,12 +184,12 @@ class Body:
     give_back   takes the connection when it may serve another request
     """
 
-    def __init__(self, connection: Connection, head: wire.Head, early: bytes,
+    def __init__(self, connection: Connection, head: Head, early: bytes,
                  give_back: Callable[[Connection], None]) -> None:
-        self._reader = wire.body_reader(head)
+        self._reader = body_reader(head)
         self._connection: Connection | None = connection
         self._give_back = give_back
-        self._keeps_alive = head.keeps_alive
+        self._keeps_alive = head.keeps_alive and connection.is_reusable
         self._early = self._reader.feed(early) if early else b""
         self._only_framing = bool(early) and not self._early
         self._silence_limit_s: float | None = None
@@ -184,7 +234,8 @@ class Body:
                 if not data:
                     reader.end_of_stream()
         except TimeoutError as error:
-            raise BodyBroke("silence") from error
+            # The kernel's own has a number: the upstream has vanished.
+            raise BodyBroke("reset" if error.errno else "silence") from error
         except OSError as error:
             raise BodyBroke("reset") from error
         finally:

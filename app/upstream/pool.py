@@ -1,7 +1,9 @@
 """Idle connections to one endpoint.
 
-Source: specs/002 R14, specs/006 W9.
+Source: specs/002 R14, R32, specs/006 W9.
 """
+
+import time
 
 from app.upstream.connection import Connection
 from app.upstream.endpoint import Endpoint
@@ -11,17 +13,24 @@ class Pool:
     """Connections that wait for their next request, the one used last first.
 
     There are never more than requests were under way at a time, so their number needs no bound.
+
+    endpoint    of the connections
+    max_idle_s  one that has been idle this long is not used again
+    max_age_s   one that was opened this long ago is not used again, so that a name that moves is
+                followed
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, max_idle_s: float, max_age_s: float) -> None:
         self._endpoint = endpoint
+        self._max_idle_s, self._max_age_s = max_idle_s, max_age_s
         self._idle: list[Connection] = []
 
     def take(self) -> Connection | None:
-        """Take an idle connection on which nothing has come; None if there is none. No switch."""
+        """Take an idle connection that is still good; None if there is none. No switch."""
+        now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_quiet():
+            if self._is_good(connection, now):
                 return connection
             connection.close()
         return None
@@ -32,16 +41,29 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection whose response has been read to its end."""
+        connection.idle_since = time.monotonic()
         self._idle.append(connection)
 
     def drop_stale(self) -> None:
-        """Close the idle connections that the upstream has closed.
+        """Close the idle connections that the upstream has closed, and those past their limits.
 
         `take` looks only at those it hands out. The others would stay half closed, a descriptor
         each, until as many requests came at once again.
         Cost: 1 µs for each idle connection; no switch.
         """
-        stale = {connection for connection in self._idle if not connection.is_quiet()}
-        self._idle = [connection for connection in self._idle if connection not in stale]
-        for connection in stale:
-            connection.close()
+        now = time.monotonic()
+        self._keep({connection for connection in self._idle if self._is_good(connection, now)})
+
+    def drop_opened_before(self, moment: float) -> None:
+        """Close the idle connections opened before a moment: they may all have died unseen."""
+        self._keep({connection for connection in self._idle if connection.opened_at >= moment})
+
+    def _is_good(self, connection: Connection, now: float) -> bool:
+        return (now - connection.idle_since < self._max_idle_s
+                and now - connection.opened_at < self._max_age_s and connection.is_quiet())
+
+    def _keep(self, kept: set[Connection]) -> None:
+        for connection in self._idle:
+            if connection not in kept:
+                connection.close()
+        self._idle = [connection for connection in self._idle if connection in kept]

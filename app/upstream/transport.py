@@ -3,9 +3,10 @@
 What goes wrong below becomes one of two errors here: UpstreamFailed before the first body byte,
 app.errors.BodyBroke after it.
 
-Source: specs/002 R10-R15, specs/006 W5.
+Source: specs/002 R10-R15, R32, specs/006 W5.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 
@@ -17,13 +18,13 @@ from app.eventloop import Deadline
 from app.metrics import count, resends_total
 from app.routing.model_field import Pieces
 from app.routing.outcomes import Failure, UpstreamFailed
-from app.upstream import wire
 from app.upstream.connection import CLOSED_BY_PEER, Body, Connection
 from app.upstream.endpoint import Endpoint
+from app.upstream.head import Head, InvalidMessage
 from app.upstream.pool import Pool
 
 # What an exchange may raise before the response headers are here.
-_EXCHANGE_ERRORS = (OSError, HTTPException, HTTPError, wire.InvalidMessage)
+_EXCHANGE_ERRORS = (OSError, HTTPException, HTTPError, InvalidMessage)
 
 
 class _Response(requests.Response):
@@ -48,7 +49,7 @@ class UpstreamResponse:
     whole           whether these are the whole body
     """
 
-    def __init__(self, head: wire.Head, body: Body, resent: bool, idle_timeout_s: float) -> None:
+    def __init__(self, head: Head, body: Body, resent: bool, idle_timeout_s: float) -> None:
         self.status = head.status
         self.reason = head.reason
         self.fields = head.fields
@@ -117,13 +118,14 @@ class Transport:
     """Sends requests to the upstream over pooled connections.
 
     endpoint        the upstream
+    pool            of connections to it
     idle_timeout_s  longest silence within a body
     """
 
-    def __init__(self, endpoint: Endpoint, idle_timeout_s: float) -> None:
+    def __init__(self, endpoint: Endpoint, pool: Pool, idle_timeout_s: float) -> None:
         self._endpoint = endpoint
+        self._pool = pool
         self._idle_timeout_s = idle_timeout_s
-        self._pool = Pool(endpoint)
         self.drop_stale = self._pool.drop_stale
 
     def send(self, path: str, body: Pieces, headers: Mapping[str, str],
@@ -143,29 +145,37 @@ class Transport:
                                                          *headers.items())]
         lines += [f"Content-Length: {sum(map(len, body))}", "", ""]
         head = "\r\n".join(lines).encode("latin-1")
-        with Deadline(header_timeout_s, lambda: UpstreamFailed(
-                Failure.HEADER_TIMEOUT, "no headers")):
-            return self._exchange(head, body)
+        began, pooled = time.monotonic(), self._pool.take()
+        try:
+            with Deadline(header_timeout_s, lambda: UpstreamFailed(
+                    Failure.HEADER_TIMEOUT, "no headers")):
+                if pooled is None:
+                    return self._on_a_fresh_one(head, body, resent=False)
+                return self._on_a_pooled_one(pooled, began, head, body)
+        except UpstreamFailed:
+            if pooled is not None:
+                self._pool.drop_opened_before(began)
+            raise
 
-    def _exchange(self, head: bytes, body: Pieces) -> UpstreamResponse:
-        """Exchange on a pooled connection, or on a fresh one where there is none or it was stale.
+    def _on_a_pooled_one(self, connection: Connection, began: float, head: bytes,
+                         body: Pieces) -> UpstreamResponse:
+        """Exchange on a pooled connection; once more on a fresh one where it was stale.
 
         A pooled connection that the upstream closed while it was idle is no failure of the
-        upstream: the request is sent once more.
+        upstream.
         """
-        connection = self._pool.take()
-        if connection is not None:
-            try:
-                return self._respond(connection, head, body, resent=False)
-            except CLOSED_BY_PEER as error:
-                if connection.has_heard:
-                    raise _failed("ExchangeBroke", error) from error
-                count(resends_total)
-            except _EXCHANGE_ERRORS as error:
-                raise _failed("ExchangeBroke", error) from error
-        resent = connection is not None
         try:
-            return self._respond(self._pool.open(), head, body, resent=resent)
+            return self._respond(connection, head, body, resent=False)
+        except _EXCHANGE_ERRORS as error:
+            if not isinstance(error, CLOSED_BY_PEER) or not connection.was_idle_too_long:
+                raise _failed("ExchangeBroke", error) from error
+        count(resends_total)
+        self._pool.drop_opened_before(began)
+        return self._on_a_fresh_one(head, body, resent=True)
+
+    def _on_a_fresh_one(self, head: bytes, body: Pieces, resent: bool) -> UpstreamResponse:
+        try:
+            return self._respond(self._pool.open(), head, body, resent)
         except _EXCHANGE_ERRORS as error:
             raise _failed("ResendBroke" if resent else "ExchangeBroke", error) from error
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 responses as bytes: the head, the framing, the body. No I/O.
+"""HTTP/1.1 response bodies as bytes, in each framing. No I/O.
 
 Theory. The framing says which bytes belong to which response. It is judged as strictly as nginx
 judges it: a response whose length can be read in two ways is refused. Bodies are never decoded.
@@ -11,12 +11,11 @@ arrive together with bad ones still go to the client.
 Source: specs/006 W7-W10; RFC 9112 sections 4 to 7.
 """
 
-import dataclasses
 import re
 from typing import Protocol
 
-# nginx allows 8 KiB by default, http.client 100 lines of 64 KiB.
-LARGEST_HEAD = 64 * 1024
+from app.upstream.head import TEXT, TOKEN, Head, InvalidMessage
+
 _LARGEST_CHUNK_LINE = 4 * 1024
 _LARGEST_TRAILER = 16 * 1024
 
@@ -24,75 +23,9 @@ _LARGEST_TRAILER = 16 * 1024
 SHORT = "short"
 BAD_FRAMING = "bad_framing"
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_TEXT = r"[\t\x20-\x7e\x80-\xff]*"
-_STATUS_LINE = re.compile(rf"HTTP/1\.([0-9]) ([1-9][0-9]{{2}})(?: ({_TEXT}))?\r\n")
-# The possessive *+ keeps blanks from being tried as the beginning of the text, one by one.
-_FIELD = re.compile(rf"^({_TOKEN}):[ \t]*+({_TEXT})\r\n", re.MULTILINE)
 _DIGITS = re.compile(r"[0-9]{1,18}")
-_CHUNK_LINE = re.compile(rf"([0-9A-Fa-f]{{1,16}})[ \t]*(?:;{_TEXT})?\r\n".encode("latin-1"))
-_TRAILERS = re.compile(rf"(?:{_TOKEN}:{_TEXT}\r\n)*".encode("latin-1"))
-
-_SWITCHING_PROTOCOLS = 101
-
-
-class InvalidMessage(Exception):
-    """The upstream's response is not valid HTTP. The text holds nothing of it and may be logged."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """A response's status line and fields.
-
-    status  100..999
-    minor   minor version, 0..9: the 1 of HTTP/1.1
-    fields  (name, value) in the order of arrival; names as spelled; repeated fields are kept
-    """
-
-    status: int
-    minor: int
-    reason: str
-    fields: tuple[tuple[str, str], ...]
-
-    @property
-    def interim(self) -> bool:
-        """Say whether this is an interim response: another one follows (RFC 9110 section 15.2)."""
-        return self.status < 200
-
-    def values(self, name: str) -> list[str]:
-        """Return all values of a field; `name` is in lower case."""
-        return [value for field, value in self.fields if field.lower() == name]
-
-    @property
-    def keeps_alive(self) -> bool:
-        """Say whether the connection may serve another request after this response."""
-        options = ",".join(self.values("connection")).lower()
-        return self.minor >= 1 and "close" not in options
-
-
-def parse_head(data: bytes) -> Head:
-    """Parse a response head.
-
-    data     from the status line to the empty line, both included
-    Returns  Head
-    Raises   InvalidMessage
-    Cost     about 0.5 µs a field
-
-    Source: RFC 9112 sections 4 and 5. Folded lines (section 5.2) are refused.
-    """
-    text = data.decode("latin-1")
-    status_line = _STATUS_LINE.match(text)
-    if status_line is None:
-        raise InvalidMessage("bad status line")
-    fields = _FIELD.findall(text, status_line.end())
-    # The search skips lines that are no fields; the first and the last line are the only two.
-    if len(fields) != text.count("\n") - 2 or not text.endswith("\r\n\r\n"):
-        raise InvalidMessage("bad header field")
-    status = int(status_line[2])
-    if status == _SWITCHING_PROTOCOLS:
-        raise InvalidMessage("unasked protocol switch")
-    return Head(status, int(status_line[1]), status_line[3] or "",
-                tuple([(name, value.rstrip(" \t")) for name, value in fields]))
+_CHUNK_LINE = re.compile(rf"([0-9A-Fa-f]{{1,16}})[ \t]*(?:;{TEXT})?\r\n".encode("latin-1"))
+_TRAILERS = re.compile(rf"(?:{TOKEN}:{TEXT}\r\n)*".encode("latin-1"))
 
 
 class BodyReader(Protocol):

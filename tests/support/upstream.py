@@ -6,6 +6,7 @@ knows HTTP better than it must, so that a script can break every rule of it.
 """
 
 import contextlib
+import ctypes
 import json
 import select
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Callable
 
 DEADLINE_S = 10.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_SO_ATTACH_FILTER = 26
 
 
 class Exchange:
@@ -104,9 +106,10 @@ class Upstream:
     refuse_bodies   read nothing from new connections; each has an event in bodies_refused, set
                     when the peer has closed
     tls          path of a certificate with its key: speak TLS
+    host, port   where it listens, 0 for any port
     """
 
-    def __init__(self, models=None, rows=None, tls=None):
+    def __init__(self, models=None, rows=None, tls=None, host="127.0.0.1", port=0):
         self.models = models if models is not None else {"data": []}
         self.rows = rows if rows is not None else []
         self.feed_status = 200
@@ -124,9 +127,9 @@ class Upstream:
         self._arrived = threading.Condition()
         self._open = set()
         self._busy = set()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server((host, port), backlog=1024)
         self.port = self._listener.getsockname()[1]
-        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
+        self.url = f"{'http' if tls is None else 'https'}://{host}:{self.port}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self):
@@ -169,6 +172,11 @@ class Upstream:
         A connection becomes idle a moment after the last byte of its answer.
         """
         _hang_up(self._open - self._busy)
+
+    def swallow(self):
+        """Let every connection there is vanish: what the router sends is lost, without a word."""
+        for sock in list(self._open):
+            swallow(sock)
 
     def _accept(self):
         while True:
@@ -235,6 +243,17 @@ class Upstream:
             self.exchanges.append(exchange)
             self._arrived.notify_all()
         self._scripts.get(exchange.model, self._default)(exchange)
+
+
+def swallow(sock):
+    """Have the kernel drop whatever comes for a socket, unseen and unacknowledged.
+
+    A listener takes no more connections, and refuses none.
+    """
+    # A packet filter of one instruction: return 0, which keeps no byte of a packet.
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
+                    struct.pack("HxxxxxxP", 1, ctypes.addressof(program)))
 
 
 def _hang_up(socks):

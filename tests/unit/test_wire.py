@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.upstream.wire import (ChunkedBody, Head, InvalidMessage, LengthBody, UntilCloseBody,
-                               body_reader, parse_head)
+from app.upstream.head import Head, HeadReader, InvalidMessage, parse_head
+from app.upstream.wire import ChunkedBody, LengthBody, UntilCloseBody, body_reader
 
 PARTS = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
 
@@ -204,3 +204,71 @@ def test_chunked_is_refused_from_an_old_server_and_some_statuses_have_no_body():
 def test_a_connection_is_kept_where_both_sides_agree(minor, fields, keeps):
     """006-W9"""
     assert Head(200, minor, "", tuple(fields)).keeps_alive is keeps
+
+
+def head_of(size):
+    """Return a whole head of so many bytes."""
+    empty = b"HTTP/1.1 200 OK\r\nX: \r\n\r\n"
+    return empty.replace(b"X: ", b"X: " + b"y" * (size - len(empty)))
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 3), st.lists(st.integers(0, 400), max_size=8), st.binary(max_size=9))
+def test_a_head_is_found_however_it_is_split_and_interim_ones_before_it_are_dropped(
+        interim, places, behind):
+    """006-W7"""
+    final = b"HTTP/1.0 404 Not Found\r\nA: b\r\nC:\r\n\r\n"
+    data = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * interim + final
+    reader, pieces = HeadReader(), cuts(data, places)
+    assert not reader.has_begun
+    for piece in pieces[:-1]:
+        assert reader.feed(piece) is None and reader.has_begun
+    head, rest = reader.feed(pieces[-1] + behind)
+    assert (head.status, head.fields, rest) == (404, (("A", "b"), ("C", "")), behind)
+
+
+@pytest.mark.parametrize("data, final", [
+    (b"HTTP/1.1 ", False), (b"HTTP/1.1 1", False), (b"HTTP/1.1 2", True),
+    (b"HTTP/1.1 100 Go on\r\n\r\n", False), (b"HTTP/1.1 100 Go on\r\n\r\nHTTP/1.1 4", True)])
+def test_the_beginning_of_a_final_answer_is_told_from_an_interim_one(data, final):
+    """002-R33"""
+    reader = HeadReader()
+    assert reader.feed(data) is None and reader.in_final is final
+
+
+@pytest.mark.parametrize("data", [
+    b"S", b"SSH-2.0-x\r\n", b"220 mail.test\r\n", b"<html>", b"ICY 200 OK\r\n", b"\r\n", b"\n",
+    b"\x15\x03\x01\x00\x02\x02\x46", b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", b"PRI * HTTP/2.0\r\n",
+    b"http/1.1 200 OK", b"HTTP/2", b"HTTP/1.1\t", b"HTTP/1.1 0", b"HTTP/1.1 20x", b"HTTP/1.1 2000",
+    b"HTTP/1.1 200 OK\n", b"HTTP/1.1 200\n", b"HTTP/1.1 200 OK\r\nA: b\n", b"HTTP/1.1 200 OK\rA",
+    b"HTTP/1.1 200 OK\r\nA\r\n", b"HTTP/1.1 200 OK\r\n A: b\r\n", b"HTTP/1.1 200 O\x00K\r\n",
+    b"HTTP/1.1 100 Go on\r\n\r\nHTTP/1.1 200 OK\n"])
+def test_what_can_be_no_head_is_refused_with_its_first_byte_that_shows_it(data):
+    """006-W22"""
+    reader = HeadReader()
+    with pytest.raises(InvalidMessage):
+        reader.feed(data)
+    reader = HeadReader()
+    with pytest.raises(InvalidMessage):
+        for byte in data:
+            reader.feed(bytes([byte]))
+
+
+def test_a_head_has_at_most_64_KiB():
+    """006-W8"""
+    head, _ = HeadReader().feed(head_of(65_536))
+    assert len(head.fields[0][1]) > 65_000
+    for data in (head_of(65_537), head_of(65_537)[:65_536]):
+        with pytest.raises(InvalidMessage):
+            HeadReader().feed(data)
+    reader = HeadReader()
+    for _ in range(2):
+        assert reader.feed(head_of(65_536).replace(b" 200 OK", b" 102 OK")) is None
+
+
+def test_16_interim_responses_are_skipped_and_not_one_more():
+    """006-W7"""
+    interim = b"HTTP/1.1 102 Processing\r\n\r\n"
+    assert HeadReader().feed(interim * 16 + head_of(50))[0].status == 200
+    with pytest.raises(InvalidMessage):
+        HeadReader().feed(interim * 17)

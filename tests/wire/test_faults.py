@@ -9,6 +9,7 @@ import dataclasses
 import json
 import shutil
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 
@@ -128,6 +129,16 @@ BEFORE_COMMIT = {
     "F4 reset within headers": (raw(OK + b"Content-Le", "reset"), CONNECT),
     "F5 no HTTP": (raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "close"), CONNECT),
     "F5 another HTTP": (raw(b"HTTP/2 200\r\n\r\n", "close"), CONNECT),
+    # These send nothing more: waiting for the rest would be another fault, F6.
+    "F5 a greeting": (raw(b"SSH-2.0-OpenSSH_9.2\r\n", "until_closed"), CONNECT),
+    "F5 a TLS alert": (raw(b"\x15\x03\x01\x00\x02\x02\x46", "until_closed"), CONNECT),
+    "F5 an HTTP/2 frame": (raw(b"\x00\x00\x12\x04" + b"\x00" * 23, "until_closed"), CONNECT),
+    "F5 a body without a head": (raw(b'{"error": "no"}', "until_closed"), CONNECT),
+    "F5 bare LF": (raw(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", "until_closed"), CONNECT),
+    "F5 bare LF after a good line": (
+        raw(OK + b"Content-Length: 2\n\nok", "until_closed"), CONNECT),
+    "F5 no HTTP after an interim response": (
+        raw(b"HTTP/1.1 102 Processing\r\n\r\n{}", "until_closed"), CONNECT),
     "F5 endless head": (raw(OK + b"X: " + b"y" * 70000, "until_closed"), CONNECT),
     "F5 field without colon": (framed(b"what\r\nContent-Length: 2\r\n"), CONNECT),
     "F5 folded field": (framed(b"A: b\r\n c\r\nContent-Length: 2\r\n"), CONNECT),
@@ -145,7 +156,7 @@ BEFORE_COMMIT = {
         b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), CONNECT),
     "F5 protocol switch": (raw(b"HTTP/1.1 101 Go\r\nUpgrade: x\r\n\r\n", "until_closed"), CONNECT),
     "F5 too many interim": (
-        raw(b"HTTP/1.1 102 Processing\r\n\r\n" * 20 + OK + b"Content-Length: 2\r\n\r\nok"),
+        raw(b"HTTP/1.1 102 Processing\r\n\r\n" * 17 + OK + b"Content-Length: 2\r\n\r\nok"),
         CONNECT),
     "F6 no headers in time": (stall, HEADER_TIMEOUT),
     "F6 dripped headers": (drip(OK + b"X-Slow: " + b"y" * 500, 0.05), HEADER_TIMEOUT),
@@ -411,8 +422,11 @@ def test_a_certificate_nobody_vouches_for_is_a_connect_error_and_a_known_one_is_
         assert len(secure.seen(LISTED)) == 3
 
 
-def tunnel_proxy():
-    """Answer CONNECT by passing bytes both ways; return the listener and the targets asked for."""
+def tunnel_proxy(tls=None):
+    """Answer CONNECT by passing bytes both ways; return the listener and the targets asked for.
+
+    tls  path of a certificate with its key: speak TLS to clients
+    """
     listener, targets = socket.create_server(("127.0.0.1", 0), backlog=16), []
 
     def passing(source, sink):
@@ -424,6 +438,10 @@ def tunnel_proxy():
             pass
 
     def serve(client):
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            client = context.wrap_socket(client, server_side=True)
         request = read_until(client, b"\r\n\r\n")
         targets.append(request.split()[1].decode())
         server = socket.create_connection(("127.0.0.1", int(targets[-1].rpartition(":")[2])))
@@ -539,7 +557,7 @@ def test_F21_interim_responses_are_skipped_and_given_to_nobody(router, upstream,
     """006-W7, 006-W13"""
     name = model()
     upstream.on(name, raw(
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+        b"HTTP/1.1 100 Continue\r\n\r\n" + b"HTTP/1.1 102 Processing\r\n\r\n" * 14 +
         b"HTTP/1.1 103 Early Hints\r\nLink: </of-another>\r\nContent-Length: 4\r\n\r\n"
         + OK + b"Content-Length: 5\r\nX-Nonce: mine\r\n\r\nfinal"))
     for _ in range(3):
