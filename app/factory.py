@@ -21,6 +21,8 @@ from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
+from app.dialing.dialer import Dialer
+from app.dialing.names import Names
 from app.inflight import InFlight
 from app.journal import CAUSES
 from app.routes.application import Application
@@ -56,6 +58,7 @@ class Router:
     views: Views
     jobs: tuple[PeriodicJob, ...]
     in_flight: InFlight
+    client_write_timeout_s: float
 
     def start(self) -> None:
         """Start what runs beside requests; called in each worker once it is up."""
@@ -81,7 +84,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     metrics.show_zeros(Failure, CAUSES)
     tls = trusting(config.ca_bundle)
     views = Views(clock, _show, aliases=config.aliases_file.aliases)
-    transport = build_transport(config, tls)
+    dialer = Dialer(Names(clock))
+    transport = build_transport(config, tls, dialer)
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
@@ -94,16 +98,17 @@ def create_app(config: Config, *, send: Sender | None = None,
     app.register_blueprint(Models(views).blueprint())
     app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
     app.register_blueprint(metrics_blueprint())
-    jobs = (*(feed.job() for feed in build_feeds(config, tls, views, clock)),
+    jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, clock)),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S))
-    app.extensions["router"] = Router(views, jobs, in_flight)
+    app.extensions["router"] = Router(
+        views, jobs, in_flight, config.client_write_timeout_ms / 1000)
     return app
 
 
-def build_transport(config: Config, tls: ssl.SSLContext) -> Transport:
+def build_transport(config: Config, tls: ssl.SSLContext, dialer: Dialer) -> Transport:
     """Return the door to the upstream."""
     endpoint = Endpoint(config.backend_base_url, config.proxy_for(config.backend_base_url), tls,
-                        config.upstream_connect_timeout_ms / 1000)
+                        config.upstream_connect_timeout_ms / 1000, dialer)
     pool = Pool(endpoint, config.upstream_connection_max_idle_secs,
                 config.upstream_connection_max_age_secs)
     return Transport(endpoint, pool, config.upstream_idle_timeout_ms / 1000)
@@ -127,7 +132,7 @@ def _sticky_store(config: Config, clock: Callable[[], float]) -> StickyStore:
     return RedisStickyStore(config.sticky_url, config.sticky_ttl_secs, host_store, clock)
 
 
-def build_feeds(config: Config, tls: ssl.SSLContext, views: Views,
+def build_feeds(config: Config, tls: ssl.SSLContext, dialer: Dialer, views: Views,
                 clock: Callable[[], float]) -> tuple[Feed[Any], ...]:
     """Return the two feeds, which replace the view."""
     shared = runtime_directory()
@@ -139,7 +144,7 @@ def build_feeds(config: Config, tls: ssl.SSLContext, views: Views,
                    parse_utilization, views.take_rows),
     )
     return tuple(Feed(source, feed_fetcher(
-        source.url, proxy=config.proxy_for(source.url), tls=tls,
+        source.url, proxy=config.proxy_for(source.url), tls=tls, dialer=dialer,
         timeout_s=config.control_plane_timeout_ms / 1000, max_bytes=_MAX_FEED_BYTES),
         _saved_feed(config, source), clock) for source in sources)
 

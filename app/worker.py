@@ -28,6 +28,7 @@ from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, InvalidRespo
 from gunicorn.workers.ggevent import GeventWorker
 
 from app.client_socket import ClientSocket, HangUpWatch
+from app.dialing.liveness import notice_vanished
 from app.draining import Address, Drain
 from app.errors import ApiError, ClientGone, IdleTooLong, ShuttingDown, StreamCut
 from app.eventloop import after_this_turn, report_uncaught, serve, sleep
@@ -85,6 +86,8 @@ class RouterWorker(GeventWorker):
         self._clients, self._probes = Address(), Address()
         for listener, address in zip(self.sockets, (self._clients, self._probes)):
             listener.setblocking(True)
+            if listener.family != socket.AF_UNIX:
+                notice_vanished(listener, self.wsgi.extensions["router"].client_write_timeout_s)
             handle = functools.partial(self._handle, address, listener)
             address.server = serve(listener, handle, self.worker_connections)
         while self.alive:

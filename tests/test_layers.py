@@ -7,6 +7,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Room -> the rooms it may import beside itself; each stands above its own line.
 ROOMS = {
     "errors": "", "eventloop": "", "proxies": "", "log_writer": "", "config_parsers": "",
+    "dialing": "eventloop",
     "routing": "errors config_parsers",
     "alias_file": "config_parsers routing",
     "config": "config_parsers proxies alias_file",
@@ -18,13 +19,13 @@ ROOMS = {
     "draining": "client_socket inflight",
     "journal": "metrics routing",
     "sticky": "eventloop logs metrics shared routing",
-    "upstream": "errors eventloop metrics journal client_socket routing",
-    "control": "errors eventloop logs metrics routing",
+    "upstream": "errors eventloop dialing metrics journal client_socket routing",
+    "control": "errors eventloop dialing logs metrics routing",
     "routes": "errors config logs metrics journal client_socket eventloop inflight routing sticky "
               "upstream",
-    "factory": "config metrics journal inflight routing sticky upstream control routes",
+    "factory": "dialing config metrics journal inflight routing sticky upstream control routes",
     "wsgi": "config factory",
-    "worker": "errors eventloop logs log_writer client_socket draining routing",
+    "worker": "errors eventloop dialing logs log_writer client_socket draining routing",
 }
 
 
@@ -72,7 +73,8 @@ def importers(package):
 def test_each_library_has_its_door():
     """001-R11"""
     assert importers("requests") == {"app/upstream/transport.py", "app/control/feed_client.py"}
-    assert importers("urllib3") == {"app/upstream/transport.py", "app/upstream/endpoint.py"}
+    assert importers("urllib3") == {"app/upstream/transport.py", "app/upstream/endpoint.py",
+                                    "app/dialing/connectors.py"}
     assert importers("gevent") == {"app/eventloop.py", "app/client_socket.py"}
     assert importers("gunicorn") == {"app/worker.py"}
     assert importers("prometheus_client") == {"app/metrics.py"}

@@ -20,6 +20,7 @@ from gunicorn.glogging import Logger
 from gunicorn.http import get_parser
 from gunicorn.workers.ggevent import GeventWorker
 from prometheus_client import CollectorRegistry, Counter, values
+from urllib3 import PoolManager
 from urllib3.connection import HTTPSConnection, ProxyConfig
 from urllib3.util.ssltransport import SSLTransport
 
@@ -149,6 +150,32 @@ def test_prometheus_names_its_files_by_an_identifier_of_ours():
         values.ValueClass = stock
     assert "told" in made
     assert names(values.MultiProcessValue) == ["process_identifier"]
+
+
+def test_urllib3_connects_through_one_method():
+    """002-R30: connectors() replaces _new_conn, which connects to _dns_host; all else is kept."""
+    ours, theirs = socket.socketpair()
+
+    class Connected(HTTPSConnection):
+        def _new_conn(self):
+            assert (self._dns_host, self.port) == ("upstream.test.", 443)
+            return ours
+
+    with ours, theirs:
+        connection = Connected("upstream.test.", 443, ssl_context=ssl.create_default_context())
+        theirs.sendall(b"no TLS at all")
+        with pytest.raises(ssl.SSLError):
+            connection.connect()
+
+
+def test_urllib3s_pools_make_connections_of_a_class_that_can_be_set():
+    """003-R15: the feeds' adapter sets ConnectionPool.ConnectionCls."""
+    class Ours(HTTPSConnection):
+        pass
+
+    pool = PoolManager().connection_from_url("https://upstream.test")
+    pool.ConnectionCls = Ours
+    assert isinstance(pool._new_conn(), Ours)
 
 
 def test_urllib3s_tls_within_tls_has_the_outer_connection():

@@ -1,8 +1,9 @@
 """Where the upstream is, and how a connection to it is made.
 
-urllib3 makes the connection: name look-up, TCP, a proxy's tunnel, TLS. Nothing else of it is used.
+app.dialing makes the TCP connection, urllib3 a proxy's tunnel and TLS on it. Nothing else of
+urllib3 is used.
 
-Source: specs/002 R10, R13; specs/006 W4.
+Source: specs/002 R10, R13, R30; specs/006 W4.
 """
 
 import socket
@@ -11,10 +12,12 @@ import traceback
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
-from urllib3.exceptions import ConnectTimeoutError
+from urllib3.connection import ProxyConfig
+from urllib3.exceptions import ConnectTimeoutError, HTTPError
 from urllib3.util import Url, make_headers, parse_url
 
+from app.dialing.connectors import connectors
+from app.dialing.dialer import Dialer
 from app.eventloop import Deadline
 
 _HTTPS_PORT = 443
@@ -27,14 +30,16 @@ class Endpoint:
     proxy              URL of an http or https proxy; empty: none
     tls                context for TLS to the upstream and to the proxy
     connect_timeout_s  total for look-up, connect, tunnel and TLS
+    dialer             makes TCP connections
     """
 
     def __init__(self, base_url: str, proxy: str, tls: ssl.SSLContext,
-                 connect_timeout_s: float) -> None:
+                 connect_timeout_s: float, dialer: Dialer) -> None:
         self._url = parse_url(base_url)
         self._proxy = parse_url(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
         self._tls = tls
         self._connect_timeout_s = connect_timeout_s
+        self._dialer, self._connectors = dialer, connectors(dialer)
         credentials = _proxy_credentials(self._proxy)
         self._tunnels = self._proxy is not None and self._url.scheme == "https"
         self._tunnel_headers = credentials if self._tunnels else {}
@@ -61,6 +66,8 @@ class Endpoint:
                           lambda: ConnectTimeoutError("connect timeout")):
                 connector.connect()
         except BaseException as error:
+            if isinstance(error, (OSError, HTTPError)):
+                self._distrust(connector)
             connector.close()
             # In the middle of a handshake only the frames below know the socket. It would stay
             # open until the garbage collector came by.
@@ -69,14 +76,21 @@ class Endpoint:
         sock: socket.socket = connector.sock
         return sock
 
-    def _connector(self) -> HTTPConnection:
+    def _distrust(self, connector: Any) -> None:
+        """Try an address last that took the connection and then failed to shake hands."""
+        # Behind a proxy's address it may be anybody's failure.
+        if connector.dialed is not None and self._proxy is None:
+            self._dialer.failed(*connector.dialed)
+
+    def _connector(self) -> Any:
         first = self._proxy or self._url
         host, port, options = first.host or "", first.port, dict[str, Any](timeout=None)
         if "https" not in (first.scheme, self._url.scheme):
-            return HTTPConnection(host, port, **options)
+            return self._connectors["http"](host, port, **options)
         proxy_tls = ProxyConfig(self._tls, False, None, None)
-        connector = HTTPSConnection(host, port or (80 if first.scheme == "http" else _HTTPS_PORT),
-                                    ssl_context=self._tls, proxy_config=proxy_tls, **options)
+        connector = self._connectors["https"](
+            host, port or (80 if first.scheme == "http" else _HTTPS_PORT),
+            ssl_context=self._tls, proxy_config=proxy_tls, **options)
         if self._tunnels:
             connector.set_tunnel(self._url.host or "", self._url.port or _HTTPS_PORT,
                                  self._tunnel_headers, first.scheme or "http")

@@ -15,6 +15,8 @@ from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
+from app.dialing.dialer import Dialer
+from app.dialing.names import Names
 from app.errors import FetchFailed
 from app.eventloop import Event, pause
 from app.upstream.tls import trusting
@@ -158,7 +160,8 @@ def test_msgspec_and_the_standard_library_read_a_feed_alike():
 
 @pytest.fixture
 def fetch():
-    return feed_fetcher(URL, proxy="", tls=trusting(""), timeout_s=5, max_bytes=1000)
+    return feed_fetcher(URL, proxy="", tls=trusting(""), dialer=Dialer(Names()), timeout_s=5,
+                        max_bytes=1000)
 
 
 @responses.activate

@@ -479,6 +479,32 @@ def test_a_proxys_tunnel_is_made_again_when_a_pooled_connection_was_stale(upstre
         listener.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.parametrize("kind", ["http", "https"])
+def test_through_either_kind_of_proxy_requests_and_feeds_go_as_they_do_without(
+        certificate, kind):
+    """002-R10, 002-R30, 002-R33, 003-R15"""
+    listener, targets = tunnel_proxy(certificate if kind == "https" else None)
+    with listener, Upstream(models_feed([LISTED, *public_names()]), utilization_feed(),
+                            tls=certificate) as secure:
+        secure.on(LISTED, complete(b"{}"))
+        with Router(secure.url.replace("127.0.0.1", "localhost"), REQUESTS_CA_BUNDLE=certificate,
+                    UPSTREAM_CONNECT_TIMEOUT_MS="10000", MAX_REQUEST_BYTES="20000000",
+                    UPSTREAM_CONNECTION_MAX_IDLE_SECS="0",
+                    HTTPS_PROXY=f"{kind}://localhost:{listener.getsockname()[1]}") as router:
+            router.wait_until_fed()
+            assert ask(router, LISTED).status == 200
+            assert ask(router, LISTED, padding="x" * 15_000_000).status == 200
+            secure.refuse_bodies = True
+            with socket.create_connection(("127.0.0.1", router.port), 10) as client:
+                client.sendall(request_bytes("leaving", LISTED, padding="x" * 15_000_000))
+                while not secure.bodies_refused:
+                    pass
+            assert router.record("leaving")["ended"] == "client_gone"
+            assert not any(line["message"] == "internal error" for line in router.lines)
+        assert targets == [f"localhost:{secure.port}"] * 5
+        listener.shutdown(socket.SHUT_RDWR)
+
+
 # -- the pool --------------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 
 On SIGNAL a process writes one line to stdout: its open descriptors, live greenlets, resident
 memory, and what only the garbage collector could free. Names under `slow.invalid` take their time
-to resolve.
+to resolve. The file that NAMES names is a resolver: a JSON object of names and their addresses, as
+they are now. While the addresses of a name are empty, nobody answers, for as long as glibc waits.
 """
 
 import _socket
@@ -13,7 +14,7 @@ import signal
 import time
 
 SIGNAL = signal.SIGRTMIN + 5
-_SLOW_S = 3.0
+_SLOW_S, _SILENT_S, _POLL_S = 3.0, 10.0, 0.02
 _really_sleep, _really_look_up = time.sleep, _socket.getaddrinfo
 
 
@@ -31,8 +32,19 @@ def _report(*_):
 
 
 def _look_up(host, *args, **kwargs):
-    if str(host).endswith("slow.invalid"):
+    host = host.decode() if isinstance(host, bytes) else str(host)
+    if host.endswith("slow.invalid"):
         _really_sleep(_SLOW_S)
+    file, gives_up_at = os.environ.get("NAMES"), time.monotonic() + _SILENT_S
+    while file:
+        with open(file) as names:
+            addresses = json.load(names).get(host, [host])
+        if addresses:
+            return [found for address in addresses
+                    for found in _really_look_up(address, *args, **kwargs)]
+        if time.monotonic() > gives_up_at:
+            raise _socket.gaierror(_socket.EAI_AGAIN, "no answer")
+        _really_sleep(_POLL_S)
     return _really_look_up(host, *args, **kwargs)
 
 
