@@ -15,6 +15,7 @@ import struct
 import subprocess
 import time
 
+from tests.bench import network
 from tests.support.feeds import models_feed, public_names, utilization_feed
 from tests.support.router import Router
 from tests.wire.conftest import LISTED
@@ -22,6 +23,8 @@ from tests.wire.conftest import LISTED
 CONCURRENCY = 64
 SLOW_READERS = 40
 ATTACK_S = 20
+# Load before and after each fault of the network, and how long its resolver is silent.
+CALM_S, SILENT_S = 8, 10
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 SETTINGS = {
     "UPSTREAM_HEADER_TIMEOUT_MS": "5000", "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS": "5000",
@@ -356,6 +359,7 @@ def main():
     if shutil.which("slowhttptest") is None:
         parser.exit(1, "slowhttptest is missing: apt-get install slowhttptest\n")
     bad = asyncio.run(soak(arguments.streams, ATTACK_S)).bad
+    bad += network.run(CALM_S, SILENT_S)
     parser.exit(1 if bad else 0, "FAILED\n" if bad else "passed\n")
 
 

@@ -128,7 +128,7 @@ class Upstream:
         self._open = set()
         self._busy = set()
         self._listener = socket.create_server((host, port), backlog=1024)
-        self.port = self._listener.getsockname()[1]
+        self.host, self.port = host, self._listener.getsockname()[1]
         self.url = f"{'http' if tls is None else 'https'}://{host}:{self.port}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
 

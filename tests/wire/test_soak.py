@@ -2,6 +2,7 @@
 
 import asyncio
 
+from tests.bench import network
 from tests.bench.soak import soak
 
 
@@ -12,3 +13,9 @@ def test_hundreds_of_streams_aborted_by_either_side_lose_and_leave_nothing():
     assert not tally.bad, "\n".join(lines)
     assert tally.left == 300 and tally.complete + tally.cut + tally.errors == 600
     assert min(tally.complete, tally.cut, tally.errors) > 20
+
+
+def test_faults_of_the_network_lose_no_request_but_those_under_way():
+    """002-R30, 002-R31, 002-R32"""
+    lines = []
+    assert network.run(calm_s=3, silent_s=3, report=lines.append) == 0, "\n".join(lines)
