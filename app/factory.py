@@ -23,6 +23,7 @@ from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
 from app.dialing.dialer import Dialer
 from app.dialing.names import Names
+from app.eventloop import pause
 from app.inflight import InFlight
 from app.journal import CAUSES
 from app.routes.application import Application
@@ -44,7 +45,7 @@ from app.upstream.pool import Pool
 from app.upstream.tls import trusting
 from app.upstream.transport import Transport
 
-_MAX_FEED_BYTES = 32 * 1024 * 1024
+_MAX_FEED_BYTES = 8 * 1024 * 1024
 # Ten times the real feeds. A container's shared memory may be 64 MiB in all.
 _MAX_SHARED_FEED_BYTES = 5 * 1024 * 1024
 # Upstreams keep idle connections for some seconds or more.
@@ -83,7 +84,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     """
     metrics.show_zeros(Failure, CAUSES)
     tls = trusting(config.ca_bundle)
-    views = Views(clock, _show, aliases=config.aliases_file.aliases)
+    views = Views(clock, _show, config.aliases_file.aliases, pause)
     dialer = Dialer(Names(clock))
     transport = build_transport(config, tls, dialer)
     attempts = Attempts(send or transport.send,

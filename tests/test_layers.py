@@ -23,7 +23,8 @@ ROOMS = {
     "control": "errors eventloop dialing logs metrics routing",
     "routes": "errors config logs metrics journal client_socket eventloop inflight routing sticky "
               "upstream",
-    "factory": "dialing config metrics journal inflight routing sticky upstream control routes",
+    "factory": "dialing config eventloop metrics journal inflight routing sticky upstream control "
+               "routes",
     "wsgi": "config factory",
     "worker": "errors eventloop dialing logs log_writer client_socket draining routing",
 }

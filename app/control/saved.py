@@ -9,6 +9,7 @@ Source: specs/003 R11, R12.
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
@@ -72,8 +73,8 @@ class SavedFeed:
             return self._parse(self._path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, LookupError, TypeError, ArithmeticError,
-                RecursionError) as error:
+        except Exception as error:
+            # The file may hold anything, and reading it must not keep a worker from fetching.
             logger.warning("saved feed ignored", extra={
                 "feed": self._name, "why": type(error).__name__})
             return None
@@ -102,9 +103,14 @@ class SavedFeed:
         header = json.dumps(self._header(document, self._wall_clock()))
         unfinished = self._path.with_suffix(f".{os.urandom(8).hex()}")
         try:
+            self._remove_unfinished()
             with unfinished.open("xb") as file:
-                file.write(header.encode() + b"\n" + document)
-            os.replace(unfinished, self._path)
+                # Held while the file is unfinished: the kernel frees it if this process is killed.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.write(header.encode() + b"\n")
+                file.write(document)
+                file.flush()
+                os.replace(unfinished, self._path)
             status = self._path.stat()
             self._seen = (status.st_ino, status.st_mtime_ns)
         except OSError as error:
@@ -113,3 +119,10 @@ class SavedFeed:
             self._writing.failing(type(error).__name__)
         else:
             self._writing.working()
+
+    def _remove_unfinished(self) -> None:
+        """Remove the files of writers that were killed: nobody holds the lock of those."""
+        for path in self._path.parent.glob(f"{self._name}.{'[0-9a-f]' * 16}"):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()

@@ -18,19 +18,19 @@ _MAX_JITTER_SHARE = 0.1
 
 
 class PeriodicJob:
-    """Runs a function at once, then after each interval.
+    """Runs a function at once, then again and again.
 
-    name        for the log
-    job         function to run; an exception is logged, and the next run comes as usual
-    interval_s  from the end of one run to the start of the next, seconds
-    jitter      returns a number in -1..1
+    name    for the log
+    job     function to run; an exception is logged, and the next run comes as usual
+    wait_s  from the end of one run to the start of the next, seconds; or a function that returns it
+    jitter  returns a number in -1..1
     """
 
-    def __init__(self, name: str, job: Callable[[], object], interval_s: float,
+    def __init__(self, name: str, job: Callable[[], object], wait_s: float | Callable[[], float],
                  jitter: Callable[[], float] = lambda: random.uniform(-1, 1)) -> None:
         self._name = name
         self._job = job
-        self._interval_s = interval_s
+        self._wait_s = wait_s
         self._jitter = jitter
         self._stopping = Event()
         self._greenlet = None
@@ -58,4 +58,5 @@ class PeriodicJob:
 
     def next_wait_s(self) -> float:
         """Return the wait before the next run, seconds."""
-        return self._interval_s * (1 + _MAX_JITTER_SHARE * self._jitter())
+        wait_s = self._wait_s() if callable(self._wait_s) else self._wait_s
+        return wait_s * (1 + _MAX_JITTER_SHARE * self._jitter())

@@ -5,7 +5,8 @@ Source: specs/003 R4-R6.
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 
 PRIVATE_CHUTE = "[private chute]"
 TEE_SUFFIX = "-TEE"
@@ -16,6 +17,8 @@ _MAX_SCALE_ALLOWANCE = 8
 _SCALE_ALLOWANCE_WEIGHT = 0.05
 # A rate-limited request counts against a chute twice as much as a busy slot.
 _RATE_LIMIT_WEIGHT = 2.0
+# Rows between two pauses; they take less than 2 ms.
+_ROWS_PER_SLICE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,27 +83,35 @@ class Ranking:
     rejected: dict[str, Rejection] = dataclasses.field(default_factory=dict)
 
 
-def rank(rows: Iterable[UtilizationRow], allowlist: frozenset[str]) -> Ranking:
+def no_pause() -> None:
+    """Do nothing, where nobody else is to run."""
+
+
+def rank(rows: Iterable[UtilizationRow], allowlist: frozenset[str],
+         pause: Callable[[], None] = no_pause) -> Ranking:
     """Order the eligible chutes, best first.
 
     rows       ratios 0..1 as a rule, counts >= 0
     allowlist  model ids; empty means unknown: only names ending in -TEE qualify then
+    pause      called after each slice of rows to let others run
     Returns    Ranking; the same input gives the same order
-    Cost       O(n log n), no I/O
+    Cost       O(n log n), no I/O; 20,000 rows take 150 ms, at most 20 ms between two pauses
 
-    Source: specs/003 R4-R6.
+    Source: specs/003 R4-R6, R13.
     """
     eligible, rejected = [], dict[str, Rejection]()
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         reason, parts = _rejection(row, allowlist), _parts(row)
         if reason is None:
-            eligible.append((_sort_key(row, parts.score), row.name, parts))
+            eligible.append((_sort_key(row, parts.score), Candidate(row.name, parts)))
         else:
             rejected[row.name] = min(reason, rejected.get(row.name, reason))
+        if number % _ROWS_PER_SLICE == 0:
+            pause()
     best = dict[str, Candidate]()
-    for _, name, parts in sorted(eligible):
-        best.setdefault(name, Candidate(name, parts))
-        rejected.pop(name, None)
+    for _, candidate in sorted(eligible, key=operator.itemgetter(0)):
+        best.setdefault(candidate.name, candidate)
+        rejected.pop(candidate.name, None)
     return Ranking(tuple(best.values()), rejected)
 
 
@@ -113,10 +124,10 @@ def _rejection(row: UtilizationRow, allowlist: frozenset[str]) -> Rejection | No
     return None if listed else Rejection.NOT_ALLOWLISTED
 
 
-def _sort_key(row: UtilizationRow, score: float) -> tuple[float, int, float, float]:
+def _sort_key(row: UtilizationRow, score: float) -> tuple[float, int, float, float, str]:
     u5 = _first(row.utilization_5m, row.utilization_current, 1.0)
     return (-score, -row.active_instance_count,
-            _first(row.utilization_current, u5), _first(row.rate_limit_ratio_5m, 0.0))
+            _first(row.utilization_current, u5), _first(row.rate_limit_ratio_5m, 0.0), row.name)
 
 
 def _parts(row: UtilizationRow) -> ScoreParts:

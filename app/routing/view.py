@@ -15,7 +15,7 @@ from typing import Any
 from app.routing.aliases import BUILT_IN, Alias, Pool
 from app.routing.catalogue import OTHER, Catalogue, Model
 from app.routing.needs import NO_NEEDS, Fit, Needs, fit
-from app.routing.ranking import Ranking, UtilizationRow, rank
+from app.routing.ranking import Ranking, UtilizationRow, no_pause, rank
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -105,13 +105,19 @@ class Views:
     clock      returns seconds, monotonic
     on_change  told of each new view
     aliases    by name
+    pause      called now and then while a large feed is ranked, to let others run
     """
 
     def __init__(self, clock: Callable[[], float], on_change: Callable[[View], None],
-                 aliases: Mapping[str, Alias] = BUILT_IN) -> None:
+                 aliases: Mapping[str, Alias] = BUILT_IN,
+                 pause: Callable[[], None] = no_pause) -> None:
         self._clock = clock
         self._on_change = on_change
+        self._pause = pause
+        self._catalogue: Catalogue | None = None
         self._rows: tuple[UtilizationRow, ...] = ()
+        self._rows_taken_at: float | None = None
+        self._changes = 0
         self.current = View(aliases=aliases)
         on_change(self.current)
 
@@ -119,24 +125,31 @@ class Views:
         """Take a new catalogue, and rank the last rows by it at once; they keep their age.
 
         age_s  how long ago it was fetched
-        Cost   O(n log n) in the rows
+        Cost   O(n log n) in the rows; pauses
         """
-        catalogue, snapshot = Catalogue.of(models, self._clock() - age_s), None
-        if self.current.snapshot is not None:
-            snapshot = Snapshot(rank(self._rows, catalogue.ids), self.current.snapshot.taken_at)
-        self._replace(catalogue, snapshot)
+        self._catalogue = Catalogue.of(models, self._clock() - age_s)
+        self._replace()
 
     def take_rows(self, rows: Iterable[UtilizationRow], age_s: float = 0.0) -> None:
         """Take a new utilization feed.
 
         age_s  how long ago it was fetched
-        Cost   O(n log n) in the rows
+        Cost   O(n log n) in the rows; pauses
         """
-        self._rows, catalogue = tuple(rows), self.current.catalogue
-        allowlist = catalogue.ids if catalogue is not None else frozenset[str]()
-        self._replace(catalogue, Snapshot(rank(self._rows, allowlist), self._clock() - age_s))
+        self._rows, self._rows_taken_at = tuple(rows), self._clock() - age_s
+        self._replace()
 
-    def _replace(self, catalogue: Catalogue | None, snapshot: Snapshot | None) -> None:
+    def _replace(self) -> None:
+        """Make the view of what was taken last."""
+        self._changes += 1
+        change, catalogue, taken_at = self._changes, self._catalogue, self._rows_taken_at
+        snapshot = None
+        if taken_at is not None:
+            allowlist = catalogue.ids if catalogue is not None else frozenset[str]()
+            snapshot = Snapshot(rank(self._rows, allowlist, self._pause), taken_at)
+        if change != self._changes:
+            # The other feed came during a pause, and its view has this content as well.
+            return
         self.current = dataclasses.replace(
             self.current, catalogue=catalogue, snapshot=snapshot)
         self._on_change(self.current)

@@ -1,0 +1,275 @@
+"""Feeds that are large, odd or changed, and how soon a failed fetch is tried again."""
+
+import json
+import math
+import os
+import signal
+import time
+
+import pytest
+
+from app.control.documents import MAX_ENTRIES
+from app.control.feeds import Feed, FeedSource
+from app.control.saved import SavedFeed
+from app.control.schemas import parse_models, parse_utilization
+from app.errors import FetchFailed
+from app.eventloop import pause
+from app.routing.catalogue import Model
+from app.routing.view import Views
+from tests.support.feeds import models_feed, utilization_row
+
+URL = "http://feed.test/document"
+LIMIT = 8 * 1024 * 1024
+# What the event loop may be held for is 50 ms; a slow machine may take four times as long.
+MOST_S = 4 * 0.05
+
+
+def dumped(document):
+    return json.dumps(document).encode()
+
+
+class Stopwatch:
+    """Stands in for the pause; measures the processor time between two of them."""
+
+    def __init__(self):
+        self.longest_s, self.last = 0.0, time.thread_time()
+
+    def __call__(self):
+        now = time.thread_time()
+        self.longest_s, self.last = max(self.longest_s, now - self.last), now
+
+
+def filled(start, item, end):
+    """Return a document of nearly 8 MiB that repeats one item."""
+    return start + item * ((LIMIT - len(start) - len(end)) // len(item)) + end
+
+
+GOOD_ROW = dumped(utilization_row("good"))
+GOOD_MODEL = b'{"id": "good"}'
+LARGE = {
+    "numbers": filled(b"[", b"1,", GOOD_ROW + b"]"),
+    "rows": filled(b"[", b'{"name":"x"},', GOOD_ROW + b"]"),
+    "arrays": filled(b"[", b"[],", GOOD_ROW + b"]"),
+    "one row with a long array": filled(b"[" + GOOD_ROW + b',{"a":[', b"[],", b"1]}]"),
+    "one row with many keys": filled(b"[" + GOOD_ROW + b",{", b'"a":1,', b'"b":1}]'),
+    "one string": filled(b"[" + GOOD_ROW + b',{"name":"', b"a", b'"}]'),
+    "escapes": filled(b"[" + GOOD_ROW + b',{"name":"', b"\\n", b'"}]'),
+    "brackets": filled(b"", b"[", b""),
+    "not finite": filled(b"[" + GOOD_ROW + b",[", b"NaN,", b"1]]"),
+    "spaces": filled(b"[" + GOOD_ROW, b" ", b"]"),
+    "no JSON": filled(b"", b"x", b""),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_whatever_a_feed_of_8_mib_holds_the_event_loop_is_not_held_for_long(name):
+    """003-R13"""
+    for document, parse in ((LARGE[name], parse_utilization),
+                            (b'{"data":' + LARGE[name].replace(GOOD_ROW, GOOD_MODEL) + b"}",
+                             parse_models)):
+        stopwatch = Stopwatch()
+        try:
+            content, _ = parse(document, stopwatch)
+            assert len(content) == 1
+        except FetchFailed as error:
+            assert str(error) in ("not JSON", f"more than {MAX_ENTRIES} entries")
+        stopwatch()
+        assert stopwatch.longest_s < MOST_S
+
+
+def test_the_largest_feeds_are_read_and_ranked_in_slices():
+    """003-R13"""
+    names = [f"maker/Model-{number}" for number in range(MAX_ENTRIES)]
+    rows = [{"name": name, "active_instance_count": 1 + number % 9, "utilization_5m": 0.5}
+            for number, name in enumerate(names)]
+    stopwatch = Stopwatch()
+    views = Views(lambda: 0.0, lambda view: None, pause=stopwatch)
+    models, _ = parse_models(dumped({"data": [{"id": name} for name in names]}), stopwatch)
+    views.take_models(models)
+    content, _ = parse_utilization(dumped(rows), stopwatch)
+    views.take_rows(content)
+    stopwatch()
+    assert len(views.current.snapshot.ranking.candidates) == MAX_ENTRIES
+    assert stopwatch.longest_s < MOST_S
+
+
+def test_one_entry_more_is_a_failed_refresh():
+    """003-R13"""
+    one_more = MAX_ENTRIES + 1
+    with pytest.raises(FetchFailed, match="more than 20000 entries"):
+        parse_utilization(dumped([utilization_row("a")] * one_more), pause)
+    with pytest.raises(FetchFailed, match="more than 20000 entries"):
+        parse_models(dumped(models_feed(["a"] * one_more)), pause)
+
+
+def test_an_entry_beyond_64_kib_costs_itself_only():
+    """003-R13"""
+    large = utilization_row("large") | {"more": "x" * 65_536}
+    rows, dropped = parse_utilization(dumped([large, utilization_row("good")]), pause)
+    assert ([row.name for row in rows], dropped) == (["good"], 1)
+
+
+def test_of_two_feeds_that_come_at_once_the_view_has_both():
+    """003-R1, 003-R13"""
+    def come_between():
+        if views.current.catalogue is None and not came:
+            came.append(1)
+            views.take_models([Model("m511")])
+
+    came = []
+    views = Views(lambda: 0.0, lambda view: None, pause=come_between)
+    rows, _ = parse_utilization(dumped([utilization_row(f"m{n}") for n in range(512)]), pause)
+    views.take_rows(rows)
+    assert came and views.current.catalogue.ids == {"m511"}
+    assert [c.name for c in views.current.snapshot.ranking.candidates] == ["m511"]
+
+
+def without(key):
+    return {name: value for name, value in utilization_row("a").items() if name != key}
+
+
+@pytest.mark.parametrize("entries, why", [
+    ([without("active_instance_count")] * 3, "active_instance_count missing in 3 of 3"),
+    ([without("name"), without("name") | {"active_instance_count": "4"}],
+     "name missing in 2 of 2, active_instance_count of a wrong type or value in 1 of 2"),
+    ([None, "row"], "not an object in 2 of 2"),
+    ([{"name": "x" * 70_000}], "more than 65536 bytes in 1 of 1"), ([], "")])
+def test_a_changed_utilization_feed_is_said_by_the_key_and_how_often(entries, why):
+    """003-R3"""
+    with pytest.raises(FetchFailed) as caught:
+        parse_utilization(dumped(entries), pause)
+    assert str(caught.value) == "no usable row" + (f": {why}" if why else "")
+
+
+@pytest.mark.parametrize("entries, why", [
+    ([{"name": "a"}] * 2, "id missing in 2 of 2"),
+    ([{"id": 5}, {}], "id of a wrong type or value in 1 of 2, id missing in 1 of 2"),
+    (["a"], "not an object in 1 of 1"), ([], "")])
+def test_a_changed_models_feed_is_said_by_the_key_and_how_often(entries, why):
+    """003-R9"""
+    with pytest.raises(FetchFailed) as caught:
+        parse_models(dumped({"data": entries}), pause)
+    assert str(caught.value) == "no model" + (f": {why}" if why else "")
+
+
+@pytest.mark.parametrize("count, taken", [(4.0, 4), (0.0, 0), (4, 4), (4.5, None), ("4", None)])
+def test_a_count_written_as_a_fraction_is_a_count(count, taken):
+    """003-R3"""
+    rows, _ = parse_utilization(dumped(
+        [utilization_row("a") | {"active_instance_count": count}, utilization_row("b")]), pause)
+    assert [row.active_instance_count for row in rows if row.name == "a"] == [
+        taken] * (taken is not None)
+    assert all(isinstance(row.active_instance_count, int) for row in rows)
+
+
+def test_a_nan_costs_its_row_and_a_byte_order_mark_nothing():
+    """003-R3"""
+    rows = [utilization_row("bad") | {"utilization_5m": math.nan},
+            utilization_row("fine") | {"unread": [math.inf, -math.inf]},
+            utilization_row("big") | {"unread": 10**400}]
+    for document in (dumped(rows), b"\xef\xbb\xbf" + dumped(rows),
+                     json.dumps(rows, separators=(",", ":")).encode()):
+        content, dropped = parse_utilization(document, pause)
+        assert ([row.name for row in content], dropped) == (["fine", "big"], 1)
+
+
+class Outage:
+    """A feed that cannot be fetched, with a clock that jumps to each next look."""
+
+    def __init__(self, interval_s, jitter=0):
+        self.now, self.fetches, self.works = 100.0, [], False
+        source = FeedSource("models", URL, interval_s, parse_models, lambda *_: None)
+        self.feed = Feed(source, self.fetch, None, lambda: self.now)
+        self.job = self.feed.job()
+        self.job._jitter = lambda: jitter
+
+    def fetch(self):
+        self.fetches.append(self.now)
+        if not self.works:
+            raise FetchFailed("down")
+        return dumped(models_feed(["a"]))
+
+    def waits(self, count):
+        """Run the job until it has fetched so many times more; return the waits between."""
+        most = len(self.fetches) + count
+        while len(self.fetches) < most:
+            self.feed.refresh()
+            self.now += self.job.next_wait_s()
+        return [round(b - a, 3) for a, b in zip(self.fetches, self.fetches[1:])]
+
+
+@pytest.mark.parametrize("interval_s, waits", [
+    (300.0, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]), (5.0, [1, 2, 4, 5, 5]),
+    (2.0, [0.5, 1, 2, 2]), (0.1, [0.025, 0.05, 0.1, 0.1])])
+def test_a_failed_fetch_is_tried_again_soon_and_then_ever_later(interval_s, waits):
+    """003-R14"""
+    # A look at the shared file comes first where it is due about then.
+    assert Outage(interval_s).waits(len(waits) + 1) == pytest.approx(waits, rel=0.13)
+
+
+@pytest.mark.parametrize("jitter", [-1, 1])
+def test_waits_after_failures_vary_by_a_tenth_too(jitter):
+    """003-R14, 003-R7"""
+    assert Outage(300.0, jitter).waits(3) == [1 + 0.1 * jitter, 2 + 0.2 * jitter]
+
+
+def test_after_a_success_the_interval_holds_again_and_the_next_failure_is_a_first_one():
+    """003-R14"""
+    outage = Outage(300.0)
+    outage.waits(5)
+    outage.works = True
+    outage.waits(2)
+    assert outage.fetches[-1] - outage.fetches[-2] == pytest.approx(300)
+    outage.works = False
+    assert outage.waits(2)[-1] == 1.0
+
+
+def test_a_fetch_that_raises_anything_is_tried_again_as_soon(caplog):
+    """003-R14"""
+    outage = Outage(300.0)
+    outage.feed._fetch = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        outage.feed.refresh()
+    assert outage.job.next_wait_s() == 1.0
+
+
+@pytest.mark.parametrize("first_line", [b"null", b"5", b"true", b'"text"', b"[]", b"[1]", b"1e999",
+                                        b'{"fetched_at": {}}', b'{"fetched_at": null}', b"\xff"])
+def test_a_saved_feed_whose_header_is_none_does_not_keep_from_fetching(tmp_path, first_line):
+    """003-R11"""
+    (tmp_path / "models.feed").write_bytes(first_line + b"\n{}")
+    stored = []
+    source = FeedSource("models", URL, 10.0, parse_models, lambda *content: stored.append(content))
+    feed = Feed(source, lambda: dumped(models_feed(["a"])),
+                SavedFeed(tmp_path, "models", URL, 10_000))
+    assert feed.refresh() and [(m.id, age_s) for (m,), age_s in stored] == [("a", 0.0)]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    """003-R11"""
+    saved = SavedFeed(tmp_path, "models", URL, 10_000)
+    # As long as a process has the lock it is still writing.
+    pid = os.fork()
+    if not pid:
+        os.replace = lambda *_: signal.pause()
+        saved.write(b"unfinished")
+        os._exit(1)
+    try:
+        until_unfinished(tmp_path)
+        saved.write(b"one")
+        assert len(list(tmp_path.iterdir())) == 2
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    (tmp_path / "models.txt").write_text("not ours")
+    (tmp_path / "others.0123456789abcdef").write_text("another feed's")
+    saved.write(b"two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "models.feed", "models.txt", "others.0123456789abcdef"]
+
+
+def until_unfinished(folder):
+    give_up_at = time.monotonic() + 20
+    while not any(path.stat().st_size > 10 for path in folder.iterdir()):
+        assert time.monotonic() < give_up_at
+        time.sleep(0)
