@@ -13,22 +13,34 @@ import signal
 import sys
 import time
 
-from app.config import ALIASES_TEXT, RUNTIME_DIRECTORY, RUNTIME_OWNER, ConfigError, load_config
-from app.logs import logging_config
-from app.shared.directory import has_room, make_runtime_directory, remove_runtime_directory
+# At a reload the master would go on with the modules that it has, beside those of its new workers.
+for module in [name for name in sys.modules if name.split(".")[0] == "app"]:
+    del sys.modules[module]
 
+from app.config import (ALIASES_TEXT, RUNTIME_DIRECTORY, RUNTIME_OWNER,  # noqa: E402
+                        ConfigError, load_config)
+from app.logs import logging_config  # noqa: E402
+from app.master import judge_arguments, refuse_unsound_reloads  # noqa: E402
+from app.shared.directory import (has_room, make_runtime_directory,  # noqa: E402
+                                  remove_runtime_directory)
+from app.worker import RouterLogger, RouterWorker  # noqa: E402
+
+ARGUMENTS = os.environ.get("GUNICORN_CMD_ARGS", "")
+problems = judge_arguments(ARGUMENTS, sys.argv[1:])
 try:
     # The name `config` would be taken for a setting of gunicorn.
     settings = load_config()
 except ConfigError as error:
-    sys.exit(str(error))
+    problems.append(str(error))
+if problems:
+    sys.exit("\n".join(problems))
 
 # All workers must derive the same client keys, so the secret is made before they are forked.
 if not settings.sticky_hash_secret:
     os.environ["STICKY_HASH_SECRET"] = secrets.token_hex()
 
 wsgi_app = "app.wsgi:application"
-worker_class = "app.worker.RouterWorker"
+worker_class = RouterWorker
 bind = settings.addresses
 workers = settings.web_concurrency
 worker_connections = settings.worker_connections
@@ -42,7 +54,7 @@ timeout = 30
 # request on a connection that is being closed here.
 keepalive = 75
 # The app logs requests itself: with more detail, and without addresses.
-logger_class = "app.worker.RouterLogger"
+logger_class = RouterLogger
 logconfig_dict = logging_config(settings.log_level)
 # No header may change a request's path or scheme, so the list of trusted peers is irrelevant. "*"
 # spares gunicorn a search in that list, which took 2.5 % of the time of a request.
@@ -83,7 +95,9 @@ def leave_nothing_behind():
 
 def on_starting(server):
     """Log the effective configuration once, in the master, and warn of limits that are too low."""
-    server.log.info("configuration", extra={"environment": settings.effective()})
+    refuse_unsound_reloads(server)
+    given = {"GUNICORN_CMD_ARGS": ARGUMENTS} if ARGUMENTS else {}
+    server.log.info("configuration", extra={"environment": settings.effective() | given})
     asked = settings.max_inflight_requests
     taken = asked.resolve(settings.worker_connections)
     if taken < asked.number:

@@ -28,6 +28,10 @@ ALIASES_TEXT = "CHUTES_ROUTER_ALIASES_TEXT"
 PASS_UNKNOWN = "pass"
 OPENAI_ERRORS = "openai"
 
+# A refresh takes some milliseconds of processor time, and a fetch over the Internet some hundred.
+_LEAST_REFRESH_MS = 20
+_LEAST_FETCH_MS = 100
+
 
 class ConfigError(Exception):
     """The environment cannot be used; the text has one sentence for each bad variable."""
@@ -69,16 +73,16 @@ class Config:
         "MODELS_URL", parse.url, "https://llm.chutes.ai/v1/models",
         "the feed that makes the allowlist")
     models_refresh_ms: int = _option(
-        "MODELS_REFRESH_MS", parse.whole_number(1), "300000",
+        "MODELS_REFRESH_MS", parse.whole_number(_LEAST_REFRESH_MS), "300000",
         "time between two fetches of the models feed, ms")
     utilization_url: str = _option(
         "UTILIZATION_URL", parse.url, "https://api.chutes.ai/chutes/utilization",
         "the feed that makes the ranking")
     utilization_refresh_ms: int = _option(
-        "UTILIZATION_REFRESH_MS", parse.whole_number(1), "5000",
+        "UTILIZATION_REFRESH_MS", parse.whole_number(_LEAST_REFRESH_MS), "5000",
         "time between two fetches of the utilization feed, ms")
     control_plane_timeout_ms: int = _option(
-        "CONTROL_PLANE_TIMEOUT_MS", parse.whole_number(1), "10000",
+        "CONTROL_PLANE_TIMEOUT_MS", parse.whole_number(_LEAST_FETCH_MS), "10000",
         "a feed must be there whole within this time, ms")
     readyz_max_snapshot_age_ms: int = _option(
         "READYZ_MAX_SNAPSHOT_AGE_MS", parse.whole_number(1), "20000",
@@ -165,7 +169,7 @@ class Config:
         lower_too=True)
     ca_bundle: str = _option(
         "REQUESTS_CA_BUNDLE", parse.optional(parse.ca_bundle), "",
-        "CA certificates trusted for calls to https URLs; read once, at start")
+        "CA certificates trusted for calls to https and rediss URLs; read once, at start")
     cors_allow_origins: frozenset[str] = _option(
         "CORS_ALLOW_ORIGINS", parse.origins, "",
         "origins of pages that may call the router from a browser, or *; empty: none")

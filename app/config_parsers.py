@@ -196,7 +196,11 @@ def base_url(text: str) -> str:
     """Check a URL that paths are appended to, and drop its trailing slashes."""
     if "?" in url(text) or "#" in text:
         raise BadValue("a URL without query and fragment")
-    return text.rstrip("/")
+    base = text.rstrip("/")
+    if re.search(r"/v1(/chat/completions|/completions)?$", urlsplit(base).path):
+        raise BadValue("a URL without /v1 at its end: the client's path, which begins with it, is "
+                       "appended")
+    return base
 
 
 def proxy(text: str) -> str:
@@ -226,8 +230,12 @@ def directory(text: str) -> str:
 
 
 def ca_bundle(text: str) -> str:
-    """Check a directory, or a file of CA certificates. Cost: reads the file."""
-    if not os.path.isdir(text):
+    """Check a directory or a file of CA certificates. Cost: reads it."""
+    if os.path.isdir(text):
+        # OpenSSL looks certificates up by a hash of their subject; it ignores other names.
+        if not any(re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", name) for name in os.listdir(text)):
+            raise BadValue("a directory with certificates, as c_rehash names them")
+    else:
         try:
             # Only a check: gevent has not patched ssl yet, so no connection may use this context.
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=text)

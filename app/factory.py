@@ -94,6 +94,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     stickiness = build_stickiness(config, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
+    # FLASK_DEBUG is a variable of other programs.
+    app.debug = False
     app.register_blueprint(Completions(
         config, views, stickiness, attempts, in_flight, clock).blueprint())
     app.register_blueprint(Models(views).blueprint())

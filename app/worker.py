@@ -17,6 +17,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 import time
 from typing import Any
 
@@ -28,6 +29,7 @@ from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, InvalidRespo
 from gunicorn.workers.ggevent import GeventWorker
 
 from app.client_socket import ClientSocket, HangUpWatch
+from app.config import ConfigError
 from app.dialing.liveness import notice_vanished
 from app.draining import Address, Drain
 from app.errors import ApiError, ClientGone, IdleTooLong, ShuttingDown, StreamCut
@@ -48,6 +50,8 @@ _UNSENT_BYTES = 64 * 1024
 # How often a worker reports to the master and looks whether it is to end; how often it takes a
 # step of its drain.
 _TICK_S, _DRAIN_TICK_S = 0.25, 0.1
+# Between two tries to start a worker that cannot load the app.
+_START_AGAIN_S = 1.0
 # A connection that was opened or used more recently is about to be used again.
 _IDLE_LEAST_S = 1.0
 # Objects made and not freed, then collections of the young and of the middle generation.
@@ -100,6 +104,22 @@ class RouterWorker(GeventWorker):
             self._report()
             sleep(_DRAIN_TICK_S)
         self._hang_ups.close()
+
+    def load_wsgi(self) -> None:
+        """Load the app; if a worker that replaces another one cannot, the others go on.
+
+        gunicorn's master takes a worker that cannot load the app for the end, and ends all.
+        """
+        try:
+            super().load_wsgi()
+        except Exception as error:
+            if self.age <= self.cfg.workers:
+                raise
+            # The master starts the next one as soon as this one has ended.
+            why = str(error) if isinstance(error, ConfigError) else type(error).__name__
+            logger.error("worker cannot start", extra={"why": why, "where": places(error)})
+            sleep(_START_AGAIN_S)
+            sys.exit(0)
 
     def _report(self) -> None:
         """Tell the master that this worker lives; without a master, end as if told to."""

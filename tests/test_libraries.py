@@ -92,6 +92,28 @@ def test_gunicorns_master_keeps_signals_in_a_queue():
     assert "SIG_QUEUE" in inspect.getsource(gunicorn.arbiter.Arbiter)
 
 
+def test_gunicorns_arguments_are_read_by_a_parser_of_its_configuration():
+    """001-R14: master.py asks Config.parser for what was given, and each setting for its name."""
+    config = Config()
+    given = vars(config.parser().parse_args(["-w", "3", "--preload"]))
+    assert {name for name, value in given.items() if value is not None} - {"args"} == {
+        "workers", "preload_app"}
+    assert config.settings["workers"].cli == ["-w", "--workers"]
+
+
+def test_gunicorns_master_calls_its_own_handle_hup():
+    """007-R4: master.py puts a function of its own in its place."""
+    source = inspect.getsource(gunicorn.arbiter.Arbiter.run)
+    assert 'getattr(self, "handle_%s" % signame' in source
+
+
+def test_gunicorn_numbers_its_workers_from_the_first_one_on():
+    """007-R5: RouterWorker.load_wsgi reads Worker.age."""
+    worker = GeventWorker(7, 12, [], None, 1, Config(), logging.getLogger())
+    worker.tmp.close()
+    assert worker.age == 7 and names(GeventWorker.load_wsgi) == ["self"]
+
+
 def test_a_gevent_socket_has_the_kernels_socket():
     """006-W3: ClientSocket writes and shuts down by socket._sock, without a switch."""
     ours, theirs = gevent.socket.socketpair()

@@ -140,16 +140,15 @@ class Views:
         self._replace()
 
     def _replace(self) -> None:
-        """Make the view of what was taken last."""
+        """Make the view of what was taken last, also if that came during a pause."""
         self._changes += 1
-        change, catalogue, taken_at = self._changes, self._catalogue, self._rows_taken_at
-        snapshot = None
-        if taken_at is not None:
-            allowlist = catalogue.ids if catalogue is not None else frozenset[str]()
-            snapshot = Snapshot(rank(self._rows, allowlist, self._pause), taken_at)
-        if change != self._changes:
-            # The other feed came during a pause, and its view has this content as well.
-            return
+        change = 0
+        while change != self._changes:
+            change, catalogue, taken_at = self._changes, self._catalogue, self._rows_taken_at
+            snapshot = None
+            if taken_at is not None:
+                allowlist = catalogue.ids if catalogue is not None else frozenset[str]()
+                snapshot = Snapshot(rank(self._rows, allowlist, self._pause), taken_at)
         self.current = dataclasses.replace(
             self.current, catalogue=catalogue, snapshot=snapshot)
         self._on_change(self.current)

@@ -32,8 +32,8 @@ def rounds(port, times):
             stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, SERVER_CORES),
             env={"PATH": os.environ["PATH"], "CHUTES_ROUTER_RUNTIME_DIRECTORY": folder,
                  "PROMETHEUS_MULTIPROC_DIR": str(metrics), "MODELS_URL": f"{url}/v1/models",
-                 "UTILIZATION_URL": f"{url}/chutes/utilization", "MODELS_REFRESH_MS": "1",
-                 "UTILIZATION_REFRESH_MS": "1"})
+                 "UTILIZATION_URL": f"{url}/chutes/utilization", "MODELS_REFRESH_MS": "20",
+                 "UTILIZATION_REFRESH_MS": "20"})
     return json.loads(done.stdout)
 
 

@@ -24,7 +24,7 @@ def refresh(feeds):
     for feed in feeds:
         assert feed.refresh()
         # Far more than the interval: the next refresh is one.
-        time.sleep(0.005)
+        time.sleep(0.025)
 
 
 def longest_hold_ms(feeds):

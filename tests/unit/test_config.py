@@ -70,6 +70,10 @@ def test_every_spelling_of_yes_and_no(environment, text, value):
     *((name, value) for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "http_proxy")
       for value in ("socks5://x:1", "http://x:port", "http://", "x y", "ftp://x")),
     ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("REQUESTS_CA_BUNDLE", "/etc/passwd"),
+    ("BACKEND_BASE_URL", "http://x/v1"), ("BACKEND_BASE_URL", "http://x/v1/"),
+    ("BACKEND_BASE_URL", "http://x/base/v1/chat/completions"),
+    ("REQUESTS_CA_BUNDLE", "/etc"), ("MODELS_REFRESH_MS", "1"), ("UTILIZATION_REFRESH_MS", "19"),
+    ("CONTROL_PLANE_TIMEOUT_MS", "1"), ("CONTROL_PLANE_TIMEOUT_MS", "99"),
     ("LISTEN_ADDR", "[:::::]:80"), ("LISTEN_ADDR", "unix:/nowhere/router.sock"),
     ("LISTEN_ADDR", "unix:/" + "x" * 107), ("WORKER_CONNECTIONS", "100001"),
     *(("CORS_ALLOW_ORIGINS", value) for value in (
@@ -102,6 +106,18 @@ def test_trusted_peers_are_networks_and_the_word_unix(environment, text, peers):
 def test_every_form_of_a_listen_address(environment, text):
     """001-R2"""
     assert environment(LISTEN_ADDR=text).listen_addr == text
+
+
+def test_a_path_with_v1_elsewhere_is_a_base(environment):
+    """002-R10"""
+    for base in ("http://x/v1/base", "http://x/av1", "http://v1", "http://x/v10"):
+        assert environment(BACKEND_BASE_URL=base).backend_base_url == base
+
+
+def test_a_directory_of_certificates_is_one_that_openssl_reads(environment, tmp_path):
+    """001-R4"""
+    (tmp_path / "0a1b2c3d.0").touch()
+    assert environment(REQUESTS_CA_BUNDLE=str(tmp_path)).ca_bundle == str(tmp_path)
 
 
 def test_a_trailing_slash_of_the_base_url_does_not_double(environment):

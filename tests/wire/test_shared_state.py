@@ -111,8 +111,8 @@ def test_a_worker_that_starts_late_knows_the_choices_and_the_picture(upstream):
 
 def test_killed_in_the_middle_of_writing_everything_still_opens(upstream, tmp_path):
     """005-R8, 003-R11"""
-    settings = {"STATE_DIR": str(tmp_path), "UTILIZATION_REFRESH_MS": "5",
-                "MODELS_REFRESH_MS": "5", "WEB_CONCURRENCY": "2"}
+    settings = {"STATE_DIR": str(tmp_path), "UTILIZATION_REFRESH_MS": "20",
+                "MODELS_REFRESH_MS": "20", "WEB_CONCURRENCY": "2"}
     with Router(upstream.url, **settings) as router:
         router.wait_until_fed()
         over = threading.Event()
