@@ -21,8 +21,8 @@ from app.config import (ALIASES_TEXT, RUNTIME_DIRECTORY, RUNTIME_OWNER,  # noqa:
                         ConfigError, load_config)
 from app.logs import logging_config  # noqa: E402
 from app.master import judge_arguments, refuse_unsound_reloads  # noqa: E402
-from app.shared.directory import (has_room, make_runtime_directory,  # noqa: E402
-                                  remove_runtime_directory)
+from app.shared.directory import (METRICS, WORKER_BYTES, NoDirectory,  # noqa: E402
+                                  has_room, make_runtime_directory, remove_runtime_directory)
 from app.worker import RouterLogger, RouterWorker  # noqa: E402
 
 ARGUMENTS = os.environ.get("GUNICORN_CMD_ARGS", "")
@@ -68,15 +68,16 @@ control_socket_disable = True
 # (SIGHUP) the same master reads this file again and keeps its directory. At an upgrade (SIGUSR2) a
 # new master inherits the environment; it makes a directory of its own.
 if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
+    try:
+        directory = make_runtime_directory(settings.web_concurrency)
+    except NoDirectory as error:
+        sys.exit(str(error))
     os.environ[RUNTIME_OWNER] = str(os.getpid())
-    os.environ[RUNTIME_DIRECTORY] = make_runtime_directory()
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[RUNTIME_DIRECTORY] + "/metrics"
-    os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-# Workers show here that they live. On a disk, a slow write would make them look dead.
-worker_tmp_dir = os.environ[RUNTIME_DIRECTORY]
-
-# Many times what a worker maps in the runtime directory when it starts.
-LEAST_ROOM_BYTES = 2 * 1024 * 1024
+    os.environ[RUNTIME_DIRECTORY] = directory
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.path.join(directory, METRICS)
+# Workers show here that they live, in files without a name. On a disk, a slow write would make them
+# look dead. Not in the directory itself: without it the master could start no worker.
+worker_tmp_dir = os.path.dirname(os.environ[RUNTIME_DIRECTORY])
 
 # The clients of each address, as many connections to the upstream, and 200 for everything else.
 FILES_NEEDED = (1 + len(settings.addresses)) * settings.worker_connections + 200
@@ -131,8 +132,8 @@ def post_fork(server, worker):
     while not server.SIG_QUEUE.empty():
         if server.SIG_QUEUE.get() in endings:
             end()
-    if not has_room(worker_tmp_dir, LEAST_ROOM_BYTES):
-        # It would get a SIGBUS as soon as it counts something. The master starts another one.
+    if not has_room(worker_tmp_dir, WORKER_BYTES):
+        # It could count nothing that others can read. The master starts another one.
         server.log.error("no room in the runtime directory for a worker to start")
         time.sleep(1)
         sys.exit(0)

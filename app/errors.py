@@ -6,6 +6,7 @@
     +-- BodyBroke            an upstream response body broke off after commit
     +-- FetchFailed          a feed could not be fetched or read
     +-- ConfigError          (config) the environment cannot be used
+    +-- NoDirectory          (shared.directory) no room for what the workers share
     +-- InvalidMessage       (upstream.head) the upstream sent something that is not HTTP
     +-- _TooLate             (sticky.redis) Redis did not answer in time
     +-- ValueError

@@ -35,6 +35,7 @@ from app.routes.models import Models
 from app.routing.client_key import ClientKeys
 from app.routing.outcomes import Failure
 from app.routing.view import View, Views
+from app.shared.directory import is_private
 from app.sticky.redis import RedisStickyStore
 from app.sticky.session import Stickiness
 from app.sticky.sqlite import SqliteStickyStore
@@ -50,6 +51,8 @@ _MAX_FEED_BYTES = 8 * 1024 * 1024
 _MAX_SHARED_FEED_BYTES = 5 * 1024 * 1024
 # Upstreams keep idle connections for some seconds or more.
 _DROP_STALE_EVERY_S = 5.0
+# How long removed files stay unnoticed.
+_KEEP_EVERY_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,9 @@ def create_app(config: Config, *, send: Sender | None = None,
     app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
     app.register_blueprint(metrics_blueprint())
     jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, clock)),
-            PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S))
+            PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S),
+            PeriodicJob("metric files", metrics.keep_files, _KEEP_EVERY_S),
+            PeriodicJob("sticky store", stickiness.store.keep, _KEEP_EVERY_S))
     app.extensions["router"] = Router(
         views, jobs, in_flight, config.client_write_timeout_ms / 1000)
     return app
@@ -160,7 +165,9 @@ def _saved_feed(config: Config, source: FeedSource[Any]) -> SavedFeed | None:
         directory, max_bytes = shared, _MAX_SHARED_FEED_BYTES
     else:
         return None
-    return SavedFeed(directory, source.name, source.url, max_bytes)
+    # A STATE_DIR may belong to another user; the runtime directory is this user's, or none.
+    return SavedFeed(directory, source.name, source.url, max_bytes,
+                     usable=lambda: bool(config.state_dir) or is_private(directory))
 
 
 def _show(view: View) -> None:

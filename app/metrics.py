@@ -2,8 +2,8 @@
 
 Under gunicorn each worker counts in files of its own below PROMETHEUS_MULTIPROC_DIR, which
 `gunicorn.conf.py` makes before it forks. The worker that answers a scrape reads the files of all.
-A file is named by its worker's slot: a new worker goes on with the counters and histograms of the
-dead one whose slot it takes, and nothing has to be added up. Gauges start anew.
+`metric_files.py` looks after them. A worker without files counts in its memory and shows its own
+numbers only.
 
 The label sets are closed: statuses, outcomes, causes, and models by View.label.
 `make bench` measures what a request costs with metrics and without.
@@ -12,22 +12,26 @@ Source: specs/001 R13.
 """
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prometheus_client import (CollectorRegistry, Counter, Gauge, Histogram, generate_latest,
-                               values)
+from prometheus_client import (REGISTRY, CollectorRegistry, Counter, Gauge, Histogram,
+                               generate_latest, values)
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.values import MultiProcessValue
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.values import MutexValue
 
 from app.config import runtime_directory
 from app.eventloop import after_this_turn
-from app.shared.slots import free_slots, take_slot
+from app.logs import StateChange
+from app.metric_files import MetricFiles
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+logger = logging.getLogger(__name__)
 
 _NAMESPACE = "chutes_autopilot"
 # These gauges hold a point in time, and a scrape shows the age instead. "Never" is minus infinity,
@@ -41,19 +45,27 @@ _AGE_OF = {
 }
 
 
-def _name_files_by_slot() -> None:
-    """Have prometheus_client name this process's files by its slot; before a metric is made."""
+# How prometheus_client names the files of the kinds of metrics that there are here.
+_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin")
+_growing = StateChange(logger, "no room for more metrics", "room for more metrics again")
+_sharing = StateChange(logger, "metrics are not shared", "metrics are shared again")
+
+
+def _own_files() -> MetricFiles | None:
+    """Have this process count in files of its own; before a metric is made."""
     directory = runtime_directory()
     if directory is None:
         # Without gunicorn the values are in memory.
-        return
-    slot = take_slot(directory)
-    # What is left there are the gauges of a dead worker.
-    mark_process_dead(slot)
-    values.ValueClass = MultiProcessValue(process_identifier=lambda: slot)
+        return None
+    try:
+        return MetricFiles(directory, _FILES)
+    except OSError as error:
+        _sharing.failing(type(error).__name__)
+        values.ValueClass = MutexValue
+        return None
 
 
-_name_files_by_slot()
+_files = _own_files()
 
 _counter = functools.partial(Counter, namespace=_NAMESPACE)
 _histogram = functools.partial(Histogram, namespace=_NAMESPACE)
@@ -117,8 +129,15 @@ def _child(metric: Counter | Gauge, *labels: str | int) -> Any:
 
 
 def count(metric: Counter | Gauge, *labels: str | int, amount: float = 1) -> None:
-    """Add to a counter or gauge, with the values of its labels in order."""
-    child = _child(metric, *labels) if labels else metric
+    """Add to a counter or gauge, with the values of its labels in order.
+
+    Where there is no room for a new label's number, that number is lost and nothing else.
+    """
+    try:
+        child = _child(metric, *labels) if labels else metric
+    except OSError as error:
+        _growing.failing(type(error).__name__)
+        return
     _write_after_this_turn()
     _uncounted[child] = _uncounted.get(child, 0) + amount
 
@@ -151,6 +170,27 @@ def write_counts() -> None:
     finally:
         if _uncounted or _unobserved:
             after_this_turn(write_counts)
+
+
+def keep_files() -> bool:
+    """Make this worker's files anew if somebody has removed them; a worker calls this each second.
+
+    Returns  whether there are files to read
+    Cost     20 µs, no switch
+    """
+    if _files is None:
+        return False
+    try:
+        made = _files.keep()
+    except OSError as error:
+        _sharing.failing(type(error).__name__)
+        return False
+    if made:
+        logger.warning("the directory that the workers share was removed, and is made anew")
+    _sharing.working()
+    if _files.has_room():
+        _growing.working()
+    return True
 
 
 def show_zeros(reasons: Iterable[str], causes: Iterable[str]) -> None:
@@ -219,14 +259,16 @@ class _WithAges:
 def exposition() -> bytes:
     """Return all metrics of all workers as Prometheus text.
 
+    Without files to read these are the metrics of this worker alone.
+
     Cost: reads some files per worker; some milliseconds, no switch.
     """
     write_counts()
-    directory = runtime_directory()
-    assert directory is not None, "gunicorn.conf.py makes it"
-    for slot in free_slots(directory):
-        mark_process_dead(slot)
     registry, source = CollectorRegistry(), CollectorRegistry()
-    MultiProcessCollector(source)
-    registry.register(_WithAges(source.collect, time.monotonic()))
+    collect = REGISTRY.collect
+    if _files is not None and keep_files():
+        _files.forget_the_dead()
+        MultiProcessCollector(source)
+        collect = source.collect
+    registry.register(_WithAges(collect, time.monotonic()))
     return generate_latest(registry)

@@ -13,7 +13,8 @@ ROOMS = {
     "config": "config_parsers proxies alias_file",
     "logs": "log_writer",
     "shared": "logs",
-    "metrics": "config eventloop shared",
+    "metric_files": "shared",
+    "metrics": "config eventloop logs metric_files",
     "client_socket": "errors eventloop",
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
@@ -23,8 +24,8 @@ ROOMS = {
     "control": "errors eventloop dialing logs metrics routing",
     "routes": "errors config logs metrics journal client_socket eventloop inflight routing sticky "
               "upstream",
-    "factory": "dialing config eventloop metrics journal inflight routing sticky upstream control "
-               "routes",
+    "factory": "dialing config eventloop shared metrics journal inflight routing sticky upstream "
+               "control routes",
     "wsgi": "config factory",
     "master": "",
     "worker": "errors config eventloop dialing logs log_writer client_socket draining routing",
@@ -79,7 +80,7 @@ def test_each_library_has_its_door():
                                     "app/dialing/connectors.py"}
     assert importers("gevent") == {"app/eventloop.py", "app/client_socket.py"}
     assert importers("gunicorn") == {"app/worker.py", "app/master.py"}
-    assert importers("prometheus_client") == {"app/metrics.py"}
+    assert importers("prometheus_client") == {"app/metrics.py", "app/metric_files.py"}
     assert importers("redis") == {"app/sticky/redis.py"}
     assert importers("sqlite3") == {"app/shared/sqlite.py"}
     assert importers("marshmallow") == {"app/control/schemas.py", "app/alias_file.py"}

@@ -21,6 +21,7 @@ from gunicorn.http import get_parser
 from gunicorn.workers.ggevent import GeventWorker
 from prometheus_client import CollectorRegistry, Counter, values
 from urllib3 import PoolManager
+from prometheus_client.mmap_dict import MmapedDict
 from urllib3.connection import HTTPSConnection, ProxyConfig
 from urllib3.util.ssltransport import SSLTransport
 
@@ -210,3 +211,37 @@ def test_urllib3s_tls_within_tls_has_the_outer_connection():
         assert inner.fileno() == ours.fileno()
     assert hasattr(SSLTransport, "cipher") and hasattr(ssl.SSLSocket, "cipher")
     assert not hasattr(socket.socket, "cipher") and not hasattr(SSLTransport, "setsockopt")
+
+
+def test_a_file_of_prometheus_grows_in_one_place(tmp_path):
+    """007-R13: metric_files.py allocates before MmapedDict._init_value, by _used and _capacity."""
+    file = MmapedDict(str(tmp_path / "counter_0.db"))
+    before = file._used
+    file._init_value("k" * 100)
+    assert file._used - before <= 100 + 4 + 8 + 16 <= file._capacity == len(file._m)
+    file._init_value("k" * (1 << 17))
+    assert file._capacity == 1 << 18 == (tmp_path / "counter_0.db").stat().st_size
+    assert file._f.fileno() > 0
+    file.close()
+
+
+def test_prometheus_opens_its_files_anew_when_the_identifier_changes(tmp_path, monkeypatch):
+    """007-R14: MetricFiles.keep relies on it, and on values.MmapedDict being what opens a file."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    opened, slots = [], ["0"]
+
+    def open_file(name):
+        opened.append(MmapedDict(name))
+        return opened[-1]
+
+    monkeypatch.setattr(values, "MmapedDict", open_file)
+    monkeypatch.setattr(
+        values, "ValueClass", values.MultiProcessValue(process_identifier=lambda: slots[-1]))
+    counter = Counter("told", "Says who made it.", registry=CollectorRegistry())
+    counter.inc(5)
+    (tmp_path / "counter_1.db").write_bytes(opened[0]._m[:])
+    slots.append("1")
+    counter.inc()
+    assert len(opened) == 2 and opened[0]._m is None
+    assert [value for _, value, *_ in opened[1].read_all_values()][0] == 6
+    opened[1].close()

@@ -44,16 +44,19 @@ class SavedFeed:
     name        of the feed
     url         of the feed; a document fetched from another URL is ignored
     max_bytes   a larger document is not written
+    usable      says whether the directory may be read and written now
     wall_clock  returns seconds since the epoch; only the wall clock outlives a restart
     """
 
     def __init__(self, directory: pathlib.Path, name: str, url: str, max_bytes: int,
-                 wall_clock: Callable[[], float] = time.time) -> None:
+                 wall_clock: Callable[[], float] = time.time,
+                 usable: Callable[[], bool] = lambda: True) -> None:
         self._path = directory / f"{name}.feed"
         self._name = name
         self._source = hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
         self._max_bytes = max_bytes
         self._wall_clock = wall_clock
+        self._usable = usable
         self._seen: tuple[int, int] | None = None
         self._writing = StateChange(logger, "saving feed", feed=name)
 
@@ -65,7 +68,7 @@ class SavedFeed:
         try:
             status = self._path.stat()
             identity = (status.st_ino, status.st_mtime_ns)
-            if identity == self._seen or not stat.S_ISREG(status.st_mode):
+            if identity == self._seen or not self._usable() or not stat.S_ISREG(status.st_mode):
                 return None
             self._seen = identity
             if status.st_size > self._max_bytes + _MAX_HEADER_BYTES:
@@ -98,7 +101,7 @@ class SavedFeed:
         The file is not synced, because a sync would block the event loop. A file that a power
         failure damages does not match its header.
         """
-        if len(document) > self._max_bytes:
+        if len(document) > self._max_bytes or not self._usable():
             return
         header = json.dumps(self._header(document, self._wall_clock()))
         unfinished = self._path.with_suffix(f".{os.urandom(8).hex()}")

@@ -8,6 +8,7 @@ process, so a process finds its own slot taken too.
 Source: specs/001 R13.
 """
 
+import dataclasses
 import fcntl
 import itertools
 import os
@@ -17,14 +18,34 @@ from collections.abc import Iterator
 _PREFIX = "slot-"
 
 
-def take_slot(directory: pathlib.Path) -> int:
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A slot of this process; `descriptor` holds its lock, and is never closed."""
+
+    number: int
+    descriptor: int
+
+    def is_at(self, directory: pathlib.Path) -> bool:
+        """Say whether the slot's file is still there; only somebody from outside removes it."""
+        try:
+            there = os.stat(directory / f"{_PREFIX}{self.number}")
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(self.descriptor))
+
+
+def take_slot(directory: pathlib.Path, but_not: int = -1) -> Slot:
     """Take the lowest free slot for the life of this process; slots count from 0.
 
-    Cost: two system calls for each slot up to that one, no switch.
+    but_not  a number to pass over
+    Cost     two system calls for each slot up to that one, no switch
     """
-    # The descriptor is never closed: that would free the slot.
-    return next(number for number in itertools.count()
-                if _lock(directory / f"{_PREFIX}{number}") is not None)
+    for number in itertools.count():
+        if number != but_not:
+            descriptor = _lock(directory / f"{_PREFIX}{number}")
+            if descriptor is not None:
+                return Slot(number, descriptor)
+    raise AssertionError("numbers do not end")
 
 
 def free_slots(directory: pathlib.Path) -> Iterator[int]:

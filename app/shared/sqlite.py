@@ -5,10 +5,11 @@ log, so readers and one writer do not block each other. SQLite waits for locks w
 loop standing still, so the wait is a few milliseconds. An error costs what one statement would have
 read or written; it is counted, and logged once per change of state.
 
-Source: specs/005 R7, R8; https://sqlite.org/wal.html, https://sqlite.org/mmap.html.
+Source: specs/005 R7, R8, specs/007 R14; https://sqlite.org/wal.html, https://sqlite.org/mmap.html.
 """
 
 import logging
+import math
 import os
 import pathlib
 import sqlite3
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.logs import StateChange
+from app.shared.directory import is_private
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ _REOPEN_AFTER_S = 10.0
 _PAGE_BYTES = 1024
 # A read of a mapped page costs no system call. This is address space, not memory.
 _MAX_MAPPED_BYTES = 1 << 30
+_IN_MEMORY = ":memory:"
 
 
 class SharedDatabase:
@@ -51,6 +54,8 @@ class SharedDatabase:
         self._opening, self._reading, self._writing = (
             StateChange(logger, message, kind=kind, **fields) for kind in ("open", "read", "write"))
         self._connection: sqlite3.Connection | None = None
+        # Of the file that was opened; None for one that stays in memory.
+        self._identity: tuple[int, int] | None = None
         self._reopen_at = 0.0
         self._reopen()
 
@@ -64,6 +69,15 @@ class SharedDatabase:
         Cost: no switch; microseconds, or 5 ms while another process writes.
         """
         return self._run(self._writing, statement, values)
+
+    def keep(self) -> None:
+        """Open the file anew if somebody has removed it; what was in it is lost. Cost: 2 µs."""
+        if self._connection is None or self._identity is None:
+            return
+        if self._identity != _identity(self._path):
+            self._connection.close()
+            self._connection, self._reopen_at = None, -math.inf
+            self._reopen()
 
     def close(self) -> None:
         """Close the file."""
@@ -95,6 +109,8 @@ class SharedDatabase:
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
+        if str(self._path) != _IN_MEMORY and not is_private(self._path.parent):
+            raise sqlite3.OperationalError("another user's directory, or none")
         connection = sqlite3.connect(self._path, timeout=_OPEN_TIMEOUT_S, isolation_level=None)
         try:
             for pragma in (f"page_size = {_PAGE_BYTES}", f"max_page_count = {self._max_pages()}",
@@ -103,6 +119,7 @@ class SharedDatabase:
                 connection.execute("PRAGMA " + pragma)
             connection.executescript(f"BEGIN IMMEDIATE; {self._schema}; COMMIT")
             connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+            self._identity = _identity(self._path)
         except sqlite3.Error:
             connection.close()
             raise
@@ -120,3 +137,11 @@ class SharedDatabase:
     def _failed(self, state: StateChange, error: sqlite3.Error) -> None:
         self._on_error()
         state.failing(type(error).__name__)
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

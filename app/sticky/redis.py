@@ -94,6 +94,10 @@ class RedisStickyStore:
         self._host_store.discard(client_key, choice)
         self._ask(choice, lambda: self._discard(keys=[_PREFIX + client_key], args=[choice.model]))
 
+    def keep(self) -> None:
+        """Look after the host's store."""
+        self._host_store.keep()
+
     def close(self) -> None:
         """Close the connections to Redis."""
         self._redis.close()

@@ -77,6 +77,10 @@ class SqliteStickyStore:
         """Forget the client's entry if it still names `choice.model`."""
         self._database.write(_DISCARD, client_key, choice.model)
 
+    def keep(self) -> None:
+        """Begin anew if somebody has removed the file."""
+        self._database.keep()
+
     def __len__(self) -> int:
         rows = self._database.read("SELECT entries FROM size")
         return int(rows[0][0]) if rows else 0

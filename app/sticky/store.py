@@ -39,6 +39,9 @@ class StickyStore(Protocol):
         Another request of the client may have succeeded with another model meanwhile.
         """
 
+    def keep(self) -> None:
+        """Look after files and connections; a worker calls this every second."""
+
 
 class NoStickiness:
     """Keeps nothing: the store when stickiness is switched off."""
@@ -51,4 +54,7 @@ class NoStickiness:
         """Do nothing."""
 
     def discard(self, client_key: str, choice: StickyChoice) -> None:
+        """Do nothing."""
+
+    def keep(self) -> None:
         """Do nothing."""

@@ -25,9 +25,9 @@ def end_of(monkeypatch):
 
 def test_no_two_have_the_same_slot_and_the_lowest_free_one_is_taken(tmp_path, end_of):
     """001-R13"""
-    assert [take_slot(tmp_path) for _ in range(3)] == [0, 1, 2]
+    assert [take_slot(tmp_path).number for _ in range(3)] == [0, 1, 2]
     end_of(1)
-    assert [take_slot(tmp_path) for _ in range(2)] == [1, 3]
+    assert [take_slot(tmp_path).number for _ in range(2)] == [1, 3]
 
 
 def test_a_slot_is_free_when_its_worker_has_ended_and_not_while_it_is_looked_at(tmp_path, end_of):
@@ -38,6 +38,16 @@ def test_a_slot_is_free_when_its_worker_has_ended_and_not_while_it_is_looked_at(
     end_of(1)
     free = free_slots(tmp_path)
     assert next(free) == 1
-    assert take_slot(tmp_path) == 3
+    assert take_slot(tmp_path).number == 3
     assert list(free) == []
-    assert take_slot(tmp_path) == 1
+    assert take_slot(tmp_path).number == 1
+
+
+def test_a_slot_knows_when_its_file_is_another(tmp_path):
+    """007-R14"""
+    mine = take_slot(tmp_path)
+    assert mine.is_at(tmp_path)
+    (tmp_path / "slot-0").unlink()
+    assert not mine.is_at(tmp_path)
+    assert take_slot(tmp_path, but_not=0).number == 1
+    assert take_slot(tmp_path).number == 0 and not mine.is_at(tmp_path)

@@ -1,0 +1,206 @@
+"""Shared memory that others fill, sweep or squat in, and a start with little room or none."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.feeds import models_feed, utilization_row
+from tests.support.router import ROOT, Router, free_port, until
+from tests.support.upstream import Upstream
+
+# A file of numbers begins with 64 KiB, which is room for some 350 labels.
+NAMES = [f"maker/Model-{number}" for number in range(400)]
+NOBODY = 65534
+
+
+@pytest.fixture
+def backend():
+    with Upstream(models_feed(NAMES), [utilization_row(name) for name in NAMES]) as upstream:
+        yield upstream
+
+
+def mounted(router, *mounts):
+    """Have a router start in a mount namespace of its own, after some mounts."""
+    script = " && ".join([*mounts, 'exec "$@"'])
+    router.command = ["unshare", "--mount", "sh", "-c", script, "sh", *router.command]
+    return router
+
+
+def shm(size):
+    return f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+
+
+def read_only(folder):
+    return f"mount -t tmpfs -o ro tmpfs {folder}"
+
+
+def fill(router):
+    """Take all room in the router's shared memory; return the file to remove."""
+    filler = pathlib.Path(f"/proc/{router.process.pid}/root/dev/shm/filler")
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    return filler
+
+
+def test_new_labels_on_a_full_file_system_cost_their_numbers_only(backend):
+    """007-R13"""
+    with mounted(Router(backend.url), shm("48m")) as router:
+        router.wait_until_fed()
+        until(lambda: router.chat(NAMES[0]).status == 200)
+        filler = fill(router)
+        for name in NAMES:
+            assert router.chat(name).status == 200
+            assert router.get("/healthz").status == 200
+        before = router.metrics_at_rest()
+        assert before["requests_total", "200"] >= len(NAMES)
+        said = router.wait_for_lines(lambda line: line["message"] == "no room for more metrics")
+        assert len({line["pid"] for line in said}) == len(said)
+        filler.unlink()
+        router.wait_for_lines(lambda line: line["message"] == "room for more metrics again")
+        until(lambda: [router.chat(NAMES[-1]).status,
+                       router.metrics().get(("selection_total", NAMES[-1], "200"))][1])
+        assert not [line for line in router.lines if "SIGBUS" in line["message"]]
+        assert router.stop() == 0
+
+
+# Every place where Python looks for a temporary directory; the working directory is the last.
+NO_TEMPORARY = [
+    *[read_only(folder) for folder in ("/var/tmp", "/usr/tmp") if os.path.isdir(folder)],
+    *[f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+      for folder in (ROOT, "/tmp")], f"cd {ROOT}"]
+
+
+@pytest.mark.parametrize("size, elsewhere", [("2m", False), ("3m", False), ("64k", True)])
+def test_a_start_with_little_shared_memory_works(backend, tmp_path, size, elsewhere):
+    """007-R13, 005-R8"""
+    router = mounted(Router(backend.url, WEB_CONCURRENCY="2", TMPDIR=str(tmp_path)),
+                     *[] if elsewhere else NO_TEMPORARY, shm(size))
+    with router:
+        router.wait_until_fed()
+        for name in NAMES:
+            assert router.chat(name).status == 200
+        assert router.metrics_at_rest()["requests_total", "200"] == len(NAMES)
+        parent = tmp_path if elsewhere else pathlib.Path("/dev/shm")
+        assert router.runtime_directory().parent == parent
+        assert router.stop() == 0
+
+
+@pytest.mark.parametrize("mounts", [
+    [shm("1m")], [read_only("/dev/shm")], ["mount -t tmpfs -o size=8k,nr_inodes=2 tmpfs /dev/shm"]])
+def test_a_start_with_no_room_anywhere_is_refused_in_a_sentence(mounts):
+    """007-R13, 001-R3"""
+    script = " && ".join([*mounts, *NO_TEMPORARY, 'exec "$@"'])
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-B", "-m", "gunicorn"],
+        capture_output=True, text=True, timeout=60, cwd=ROOT, env={
+            "PATH": os.environ["PATH"], "LISTEN_ADDR": f"127.0.0.1:{free_port()}"})
+    assert result.returncode != 0
+    [line] = result.stderr.strip().splitlines()
+    assert line.startswith("There is no room for the files that the workers share: looked in ")
+
+
+@pytest.fixture
+def serving(backend):
+    with Router(backend.url, WEB_CONCURRENCY="2") as router:
+        router.wait_until_fed()
+        for name in NAMES[:20]:
+            assert router.chat(name).status == 200
+        yield router
+
+
+def still_right(router):
+    """Check that nothing counted is lost, that probes answer, and that a worker can be replaced."""
+    assert router.chat(NAMES[0]).status == 200
+    assert router.get("/readyz").status == 200
+    pids = {line["pid"] for line in router.lines if line["message"] == "worker ready"}
+    until(lambda: router.metrics().get(("requests_total", "200")) == 21)
+    os.kill(min(pids), signal.SIGKILL)
+    router.wait_for_lines(lambda line: line["message"] == "worker ready", len(pids) + 1)
+    until(lambda: router.get("/readyz").status == 200)
+    assert router.chat(NAMES[0]).status == 200
+    assert router.metrics_at_rest()["requests_total", "200"] == 22
+    until(lambda: router.metrics()["ready_candidates",] == len(NAMES))
+
+
+def test_a_directory_that_is_removed_is_made_anew_and_said_once(serving):
+    """007-R14"""
+    directory = serving.runtime_directory()
+    shutil.rmtree(directory)
+    assert serving.get("/metrics").status == 200
+    still_right(serving)
+    said = [line for line in serving.lines if line["message"].startswith("the directory that")]
+    assert len(said) == 1
+    assert not [line for line in serving.lines if line.get("level") == "ERROR"
+                and "SIGKILL" not in line["message"]]
+    one = {"Authorization": "Bearer one"}
+    alias = [serving.chat("chutesai/AutoPilot", headers=one).value("x-chutes-autopilot-selected")
+             for _ in range(20)]
+    assert len(set(alias)) == 1 and (directory / "sticky.sqlite").exists()
+    assert serving.stop() == 0 and not directory.exists()
+
+
+@pytest.mark.parametrize("part", ["metrics", "metrics/*", "slot-*", "*"])
+def test_parts_that_are_removed_are_made_anew(serving, part):
+    """007-R14"""
+    for path in serving.runtime_directory().glob(part):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    still_right(serving)
+
+
+@pytest.mark.parametrize("squat", ["a file", "a link", "another user's directory"])
+def test_somebody_elses_thing_in_its_place_costs_the_sharing_only(serving, squat, tmp_path):
+    """007-R14"""
+    directory = serving.runtime_directory()
+    moved = directory.with_name("moved-" + directory.name)
+    directory.rename(moved)
+    try:
+        if squat == "a file":
+            directory.touch()
+        elif squat == "a link":
+            directory.symlink_to(tmp_path)
+        else:
+            directory.mkdir()
+            os.chown(directory, NOBODY, NOBODY)
+        assert serving.get("/metrics").status == 200
+        serving.wait_for_lines(lambda line: line["message"] == "metrics are not shared")
+        pid = [line["pid"] for line in serving.lines if line["message"] == "worker ready"][0]
+        os.kill(pid, signal.SIGKILL)
+        serving.wait_for_lines(lambda line: line["message"] == "worker ready", 3)
+        until(lambda: serving.get("/readyz").status == 200)
+        assert serving.chat(NAMES[0]).status == 200 and serving.get("/metrics").status == 200
+        assert not list(tmp_path.iterdir())
+    finally:
+        shutil.rmtree(moved)
+        with contextlib.suppress(OSError):
+            directory.unlink()
+
+
+SQUATTER = """
+while :; do
+    for directory in /dev/shm/.chutes-router-*; do
+        mkdir -p "/dev/shm/${directory##*/.}/in-the-way"
+    done
+done
+"""
+
+
+def test_another_user_who_watches_the_directory_being_made_does_not_end_the_start(backend):
+    """005-R8"""
+    squatter = subprocess.Popen(["sh", "-c", SQUATTER], user=NOBODY, group=NOBODY,
+                                extra_groups=[], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(3):
+            with Router(backend.url) as router:
+                assert router.get("/healthz").status == 200
+    finally:
+        squatter.kill()
+        squatter.wait()
+        for path in pathlib.Path("/dev/shm").glob("chutes-router-*/in-the-way"):
+            shutil.rmtree(path.parent)
