@@ -8,6 +8,7 @@
     +-- ConfigError          (config) the environment cannot be used
     +-- NoDirectory          (shared.directory) no room for what the workers share
     +-- InvalidMessage       (upstream.head) the upstream sent something that is not HTTP
+    +-- OpeningTookTooLong   (sticky.redis_connections) Redis could not be connected to in time
     +-- _TooLate             (sticky.redis) Redis did not answer in time
     +-- ValueError
     |   +-- BadValue         (config_parsers) a variable's value has no meaning

@@ -14,13 +14,14 @@ import gevent
 from gevent import Greenlet, getcurrent, monkey, sleep, spawn
 from gevent.event import Event
 from gevent.pool import Pool
+from gevent.queue import Empty, LifoQueue
 from gevent.server import StreamServer
 from gevent.socket import wait_readwrite
 
 # These are gevent's, for the rest of the app.
-__all__ = ("Deadline", "Event", "FairShare", "Greenlet", "after_this_turn", "getcurrent", "pause",
-           "readable", "report_uncaught", "serve", "sleep", "spawn", "throw_soon",
-           "wait_until_ready")
+__all__ = ("Deadline", "Empty", "Event", "FairShare", "Greenlet", "LifoQueue", "after_this_turn",
+           "getcurrent", "pause", "readable", "report_uncaught", "serve", "sleep", "spawn",
+           "throw_soon", "wait_until_ready")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
 _poll = monkey.get_original("select", "poll")

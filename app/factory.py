@@ -51,7 +51,7 @@ _MAX_FEED_BYTES = 8 * 1024 * 1024
 _MAX_SHARED_FEED_BYTES = 5 * 1024 * 1024
 # Upstreams keep idle connections for some seconds or more.
 _DROP_STALE_EVERY_S = 5.0
-# How long removed files stay unnoticed.
+# How long removed files stay unnoticed; and Redis, where none could be reached.
 _KEEP_EVERY_S = 1.0
 
 
@@ -94,7 +94,7 @@ def create_app(config: Config, *, send: Sender | None = None,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock)
     in_flight = InFlight(config.max_inflight_requests.resolve(config.worker_connections))
-    stickiness = build_stickiness(config, clock)
+    stickiness = build_stickiness(config, tls, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
     # FLASK_DEBUG is a variable of other programs.
@@ -122,14 +122,16 @@ def build_transport(config: Config, tls: ssl.SSLContext, dialer: Dialer) -> Tran
     return Transport(endpoint, pool, config.upstream_idle_timeout_ms / 1000)
 
 
-def build_stickiness(config: Config, clock: Callable[[], float]) -> Stickiness:
+def build_stickiness(config: Config, tls: ssl.SSLContext,
+                     clock: Callable[[], float]) -> Stickiness:
     """Return what knows clients and keeps their choices."""
     trusted = config.trusted_proxy_cidrs if config.trust_proxy_headers else None
     keys = ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted)
-    return Stickiness(_sticky_store(config, clock), keys)
+    return Stickiness(_sticky_store(config, tls, clock), keys)
 
 
-def _sticky_store(config: Config, clock: Callable[[], float]) -> StickyStore:
+def _sticky_store(config: Config, tls: ssl.SSLContext,
+                  clock: Callable[[], float]) -> StickyStore:
     if not config.sticky_ttl_secs or not config.sticky_max_entries:
         return NoStickiness()
     shared = runtime_directory()
@@ -137,7 +139,7 @@ def _sticky_store(config: Config, clock: Callable[[], float]) -> StickyStore:
     host_store = SqliteStickyStore(path, config.sticky_ttl_secs, config.sticky_max_entries, clock)
     if not config.sticky_url:
         return host_store
-    return RedisStickyStore(config.sticky_url, config.sticky_ttl_secs, host_store, clock)
+    return RedisStickyStore(config.sticky_url, tls, config.sticky_ttl_secs, host_store, clock)
 
 
 def build_feeds(config: Config, tls: ssl.SSLContext, dialer: Dialer, views: Views,

@@ -81,7 +81,7 @@ def test_each_library_has_its_door():
     assert importers("gevent") == {"app/eventloop.py", "app/client_socket.py"}
     assert importers("gunicorn") == {"app/worker.py", "app/master.py"}
     assert importers("prometheus_client") == {"app/metrics.py", "app/metric_files.py"}
-    assert importers("redis") == {"app/sticky/redis.py"}
+    assert importers("redis") == {"app/sticky/redis.py", "app/sticky/redis_connections.py"}
     assert importers("sqlite3") == {"app/shared/sqlite.py"}
     assert importers("marshmallow") == {"app/control/schemas.py", "app/alias_file.py"}
 

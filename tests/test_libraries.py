@@ -13,6 +13,7 @@ import ssl
 import gevent.socket
 import gunicorn.arbiter
 import pytest
+import redis
 import requests
 from gunicorn import util
 from gunicorn.config import Config
@@ -22,6 +23,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from prometheus_client import CollectorRegistry, Counter, values
 from urllib3 import PoolManager
 from prometheus_client.mmap_dict import MmapedDict
+from redis.connection import parse_url
 from urllib3.connection import HTTPSConnection, ProxyConfig
 from urllib3.util.ssltransport import SSLTransport
 
@@ -245,3 +247,16 @@ def test_prometheus_opens_its_files_anew_when_the_identifier_changes(tmp_path, m
     assert len(opened) == 2 and opened[0]._m is None
     assert [value for _, value, *_ in opened[1].read_all_values()][0] == 6
     opened[1].close()
+
+
+def test_redis_wraps_a_connected_socket_in_a_method_of_its_own():
+    """005-R10: redis_connections.py overrides SSLConnection._wrap_socket_with_ssl."""
+    assert names(redis.SSLConnection._wrap_socket_with_ssl) == ["self", "sock"]
+    assert "self._wrap_socket_with_ssl(" in inspect.getsource(redis.SSLConnection._connect)
+
+
+def test_a_redis_connection_is_made_from_the_parts_of_a_url():
+    """005-R10: redis_connections.py asks parse_url for class and options."""
+    options = parse_url("rediss://user:word@host:1/2")
+    assert options.pop("connection_class") is redis.SSLConnection
+    assert options == {"host": "host", "port": 1, "db": 2, "username": "user", "password": "word"}

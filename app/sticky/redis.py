@@ -1,24 +1,25 @@
 """Sticky choices shared by all replicas, in Redis or Valkey.
 
 A request asks Redis once: GETEX reads an entry and renews its life, and an unchanged choice is not
-written. All calls for one request share one deadline. After failures in a row Redis is not asked
-for a while. The host's own store takes every write too, so it can answer whenever Redis does not
-answer or has no entry. Redis then learns the choice from the next success.
+written. All calls for one request share one deadline. Connections are opened beside requests
+(redis_connections.py). After failures in a row Redis is not asked for a while. The host's own store
+takes every write too, so it can answer whenever Redis does not answer or has no entry. Redis then
+learns the choice from the next success.
 
-Source: specs/005 R9.
+Source: specs/005 R9, R10.
 """
 
 import logging
+import ssl
 from collections.abc import Callable
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from app.eventloop import Deadline
 from app.logs import StateChange
 from app.metrics import count, sticky_errors_total
+from app.sticky.redis_connections import MAX_CONNECTIONS, RedisConnections
 from app.sticky.store import StickyChoice, StickyStore
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,21 @@ logger = logging.getLogger(__name__)
 # For all calls of one request together.
 DEADLINE_S = 0.05
 # After this many failures in a row Redis is not asked for one second, then for twice as long each
-# time. Look-ups of a name that does not resolve would fill the threads the upstream's name needs.
+# time.
 _FAILURES_TO_PAUSE = 3
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 8.0
-# Calls under way in this worker; a request beyond them uses the host's store and does not wait.
-_MAX_CALLS = 32
+# A node of a cluster has a part of the keys, and goes on having it.
+_CLUSTER_PAUSE_S = 60.0
+_CLUSTER = ("this is a node of a Redis Cluster, which has a part of the keys; STICKY_URL must name "
+            "a Redis that has all of them")
+_CLUSTER_ERRORS = (redis.exceptions.MovedError, redis.exceptions.AskError,
+                   redis.exceptions.ClusterDownError)
 _PREFIX = "chutes-autopilot:sticky:"
 # Deletes an entry only if it still names the model that failed.
 _DISCARD = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+# What GETEX does, for a Redis before 6.2.
+_READ = ("local model = redis.call('GET', KEYS[1]); "
+         "if model then redis.call('EXPIRE', KEYS[1], ARGV[1]) end; return model")
 
 
 class _TooLate(Exception):
@@ -44,12 +52,13 @@ class RedisStickyStore:
     """Entries in Redis, and in the host's store for when Redis cannot be asked.
 
     url         redis://, rediss:// or unix://
+    tls         context for rediss://
     ttl_s       life of an entry since its last use, whole seconds
     host_store  takes every write too
     clock       returns seconds, monotonic
     """
 
-    def __init__(self, url: str, ttl_s: int, host_store: StickyStore,
+    def __init__(self, url: str, tls: ssl.SSLContext, ttl_s: int, host_store: StickyStore,
                  clock: Callable[[], float]) -> None:
         self._ttl_s = ttl_s
         self._host_store = host_store
@@ -58,21 +67,20 @@ class RedisStickyStore:
         self._pause_s = _FIRST_PAUSE_S
         self._paused_until = 0.0
         self._calls = 0
-        self._answers, self._writes = (
+        self._has_getex = True
+        self._answers, self._cluster = (
             StateChange(logger, "sticky store", store="distributed", kind=kind)
-            for kind in ("failing", "refusing"))
-        # RESP 2 and no CLIENT SETINFO: a new connection sends nothing before its first command.
-        self._redis = redis.Redis.from_url(
-            url, decode_responses=True, encoding_errors="replace", protocol=2, driver_info=None,
-            socket_timeout=DEADLINE_S, socket_connect_timeout=DEADLINE_S,
-            retry=Retry(NoBackoff(), 0))
-        self._discard: Any = self._redis.register_script(_DISCARD)
+            for kind in ("failing", "cluster"))
+        # One for each command: a Redis that is full refuses writes and answers reads.
+        self._refusals = {command: StateChange(
+            logger, "sticky store", store="distributed", kind="refusing", command=command)
+            for command in ("read", "write", "discard")}
+        self._connections = RedisConnections(url, tls, self._not_opened, clock)
 
     def get(self, client_key: str) -> StickyChoice:
         """Look up a client's model. Cost: one round trip, at most DEADLINE_S."""
         choice = StickyChoice()
-        worked, model = self._ask(
-            choice, lambda: self._redis.getex(_PREFIX + client_key, ex=self._ttl_s))
+        worked, model = self._ask(choice, "read", self._read, _PREFIX + client_key)
         if worked and isinstance(model, str):
             choice.model, choice.renewed = model, True
         else:
@@ -84,49 +92,82 @@ class RedisStickyStore:
         self._host_store.put(client_key, model, choice)
         if choice.renewed and choice.model == model:
             return
-        worked, _ = self._ask(
-            choice, lambda: self._redis.set(_PREFIX + client_key, model, ex=self._ttl_s))
-        if worked:
-            self._writes.working()
+        self._ask(choice, "write", _call, "SET", _PREFIX + client_key, model, "EX", self._ttl_s)
 
     def discard(self, client_key: str, choice: StickyChoice) -> None:
         """Forget the client's entry if it still names `choice.model`."""
         self._host_store.discard(client_key, choice)
-        self._ask(choice, lambda: self._discard(keys=[_PREFIX + client_key], args=[choice.model]))
+        self._ask(choice, "discard", _call, "EVAL", _DISCARD, 1, _PREFIX + client_key, choice.model)
 
     def keep(self) -> None:
-        """Look after the host's store."""
+        """Replace old connections. Cost: I/O; switches greenlets."""
         self._host_store.keep()
+        self._connections.keep()
 
     def close(self) -> None:
         """Close the connections to Redis."""
-        self._redis.close()
+        self._connections.close()
 
-    def _ask(self, choice: StickyChoice, call: Callable[[], Any]) -> tuple[bool, Any]:
-        """Return whether a call worked, and its answer."""
+    def _read(self, connection: Any, key: str) -> Any:
+        if self._has_getex:
+            try:
+                return _call(connection, "GETEX", key, "EX", self._ttl_s)
+            except redis.ResponseError as error:
+                if not str(error).lower().startswith("unknown command"):
+                    raise
+                self._has_getex = False
+        return _call(connection, "EVAL", _READ, 1, key, self._ttl_s)
+
+    def _ask(self, choice: StickyChoice, command: str, call: Callable[..., Any],
+             *words: object) -> tuple[bool, Any]:
+        """Return whether `call(connection, *words)` worked, and its answer."""
         started, left_s = self._clock(), DEADLINE_S - choice.spent_s
-        if self._calls >= _MAX_CALLS or left_s <= 0 or self._paused(started):
+        if self._calls >= MAX_CONNECTIONS or left_s <= 0 or self._paused(started):
             return False, None
         self._calls += 1
+        connection = None
         try:
             with Deadline(left_s, _TooLate):
-                answer = call()
+                connection = self._connections.take()
+                if connection is None:
+                    return False, None
+                answer = call(connection, *words)
         except redis.ResponseError as error:
             # Redis is up but refuses: out of memory, read-only, a key of another type.
-            self._count(error)
-            self._writes.failing(type(error).__name__)
+            self._connections.give_back(connection)
+            self._refused(command, error)
             return False, None
-        except Exception as error:
-            # An answer that is not Redis's makes the client library raise anything at all.
+        except BaseException as error:
+            # Its answer may still come. What is no answer makes the library raise anything.
+            if connection is not None:
+                self._connections.drop(connection)
+            if not isinstance(error, Exception):
+                raise
             self._count(error)
             self._failed(error)
             return False, None
         finally:
             self._calls -= 1
             choice.spent_s += self._clock() - started
+        self._connections.give_back(connection)
         self._failures, self._pause_s = 0, _FIRST_PAUSE_S
         self._answers.working()
+        self._refusals[command].working()
         return True, answer
+
+    def _refused(self, command: str, error: redis.ResponseError) -> None:
+        self._count(error)
+        if isinstance(error, _CLUSTER_ERRORS):
+            # Never taken back: the node answers for the keys that it has.
+            self._cluster.failing(_CLUSTER)
+            self._failures, self._pause_s = _FAILURES_TO_PAUSE, _MAX_PAUSE_S
+            self._paused_until = self._clock() + _CLUSTER_PAUSE_S
+        else:
+            self._refusals[command].failing(type(error).__name__)
+
+    def _not_opened(self, error: Exception) -> None:
+        self._count(error)
+        self._answers.failing(type(error).__name__)
 
     def _paused(self, now: float) -> bool:
         if self._failures < _FAILURES_TO_PAUSE:
@@ -148,3 +189,9 @@ class RedisStickyStore:
     def _count(error: Exception) -> None:
         count(sticky_errors_total, "distributed")
         logger.debug("sticky store call failed", extra={"why": type(error).__name__})
+
+
+def _call(connection: Any, *words: object) -> Any:
+    """Send one command and return its answer."""
+    connection.send_command(*words)
+    return connection.read_response()

@@ -11,18 +11,22 @@ from tests.support.router import DEADLINE_S, free_port
 
 
 class RedisServer:
-    """A Redis on a port of its own, nothing on disk; use as a context manager."""
+    """A Redis on a port of its own, nothing on disk; use as a context manager.
 
-    def __init__(self, port=None):
-        self.port = port or free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+    options  more arguments of redis-server
+    """
+
+    def __init__(self, port=None, host="127.0.0.1", options=()):
+        self.port, self.host = port or free_port(), host
+        self.url = f"redis://{host}:{self.port}/0"
+        self._options = options
 
     def __enter__(self):
         assert shutil.which("redis-server"), "redis-server is missing: apt-get install redis-server"
         self._folder = tempfile.mkdtemp()
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-             "--appendonly", "no", "--dir", self._folder],
+            ["redis-server", "--port", str(self.port), "--bind", self.host, "--save", "",
+             "--appendonly", "no", "--dir", self._folder, *self._options],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for line in self.process.stdout:
             if "Ready to accept connections" in line:
@@ -37,7 +41,7 @@ class RedisServer:
 
     def command(self, *words):
         """Send one command and return the raw answer."""
-        with socket.create_connection(("127.0.0.1", self.port), DEADLINE_S) as sock:
+        with socket.create_connection((self.host, self.port), DEADLINE_S) as sock:
             sock.sendall(b"*%d\r\n" % len(words) + b"".join(
                 b"$%d\r\n%s\r\n" % (len(w.encode()), w.encode()) for w in words))
             return sock.recv(1 << 20)

@@ -5,40 +5,60 @@ import pathlib
 
 import pytest
 import redis
+from gevent import GreenletExit
 
-from app.sticky.redis import DEADLINE_S, RedisStickyStore
+from app.sticky.redis import _DISCARD, _READ, DEADLINE_S, RedisStickyStore
 from app.sticky.sqlite import SqliteStickyStore
+from app.upstream.tls import trusting
 
 
-class Library:
-    """Stands in for redis.Redis: a dict, a clock that each call moves, an error to raise."""
+class Redis:
+    """Stands in for the connections: a dict, a clock that each call moves, an error to raise.
+
+    errors  by command; None: of every command
+    """
 
     def __init__(self):
-        self.entries, self.calls, self.now, self.error, self.takes_s = {}, [], 100.0, None, 0.001
+        self.entries, self.calls, self.now, self.takes_s = {}, [], 100.0, 0.001
+        self.errors, self.taken, self.given_back, self.dropped = {}, 0, 0, 0
+        self.ready = True
 
-    def _call(self, name):
+    def take(self):
+        self.taken += 1
+        return self if self.ready else None
+
+    def give_back(self, connection):
+        self.given_back += 1
+
+    def drop(self, connection):
+        self.dropped += 1
+
+    def keep(self):
+        pass
+
+    def send_command(self, name, *words):
+        name = {_READ: "read", _DISCARD: "discard"}.get(words[0], name)
         self.calls.append(name)
+        self.words = words
+
+    def read_response(self):
         self.now += self.takes_s
-        if self.error is not None:
-            raise self.error
-
-    def getex(self, key, ex):
-        self._call("getex")
-        return self.entries.get(key)
-
-    def set(self, key, model, ex):
-        self._call("set")
-        self.entries[key] = model
-
-    def discard(self, keys, args):
-        self._call("discard")
-        if self.entries.get(keys[0]) == args[0]:
-            del self.entries[keys[0]]
+        name, words = self.calls[-1], self.words
+        error = self.errors.get(name, self.errors.get(None))
+        if error is not None:
+            raise error
+        if name == "SET":
+            self.entries[words[0]] = words[1]
+        elif name == "discard":
+            if self.entries.get(words[2]) == words[3]:
+                del self.entries[words[2]]
+        else:
+            return self.entries.get(words[0] if name == "GETEX" else words[2])
 
 
 @pytest.fixture
 def library():
-    return Library()
+    return Redis()
 
 
 @pytest.fixture
@@ -47,8 +67,8 @@ def store_for(library):
 
     def build():
         host_store = SqliteStickyStore(pathlib.Path(":memory:"), 60, 10, lambda: library.now)
-        store = RedisStickyStore("redis://h", 60, host_store, lambda: library.now)
-        store._redis, store._discard = library, library.discard
+        store = RedisStickyStore("redis://h", trusting(""), 60, host_store, lambda: library.now)
+        store._connections = library
         stores.append(host_store)
         return store
     yield build
@@ -65,10 +85,10 @@ def used(store, model, client="client"):
 def test_a_choice_made_while_redis_was_away_is_told_to_it_when_it_is_back(store_for, library):
     """005-R9"""
     one, two = store_for(), store_for()
-    library.error = redis.ConnectionError()
+    library.errors = {None: redis.ConnectionError()}
     used(one, "a")
     assert used(one, "a") == "a"
-    library.error, library.now = None, library.now + 10
+    library.errors, library.now = {}, library.now + 10
     assert used(one, "a") == "a"
     assert two.get("client").model == "a"
 
@@ -80,7 +100,7 @@ def test_the_hosts_own_store_is_kept_up_to_date_and_its_entries_in_use_do_not_ex
     for _ in range(10):
         used(store, "a")
         library.now += 30
-    library.error = redis.ConnectionError()
+    library.errors = {None: redis.ConnectionError()}
     for _ in range(10):
         assert used(store, "a") == "a"
         library.now += 30
@@ -92,13 +112,13 @@ def test_an_unchanged_choice_is_one_call(store_for, library):
     used(store, "a")
     library.calls.clear()
     used(store, "a")
-    assert library.calls == ["getex"]
+    assert library.calls == ["GETEX"]
 
 
 def test_three_failures_in_a_row_open_the_breaker_and_pauses_grow(store_for, library, caplog):
     """005-R9"""
     store = store_for()
-    library.error = redis.ConnectionError()
+    library.errors = {None: redis.ConnectionError()}
     with caplog.at_level(logging.INFO):
         for _ in range(50):
             store.get("client")
@@ -108,7 +128,7 @@ def test_three_failures_in_a_row_open_the_breaker_and_pauses_grow(store_for, lib
             store.get("client")
             store.get("client")
             assert len(library.calls) == calls
-        library.error, library.now = None, library.now + 9
+        library.errors, library.now = {}, library.now + 9
         store.get("client")
         store.get("client")
     assert len(library.calls) == 10
@@ -119,7 +139,7 @@ def test_a_failure_between_successes_is_no_outage(store_for, library):
     """005-R9"""
     store = store_for()
     for turn in range(20):
-        library.error = redis.TimeoutError() if turn % 2 else None
+        library.errors = {None: redis.TimeoutError()} if turn % 2 else {}
         store.get("client")
     assert len(library.calls) == 20
 
@@ -131,7 +151,7 @@ def test_all_calls_for_one_request_share_one_deadline(store_for, library):
     choice = store.get("client")
     store.discard("client", choice)
     store.put("client", "a", choice)
-    assert library.calls == ["getex", "discard"] and choice.spent_s >= DEADLINE_S
+    assert library.calls == ["GETEX", "discard"] and choice.spent_s >= DEADLINE_S
     assert store._host_store.get("client").model == "a"
 
 
@@ -141,12 +161,11 @@ def test_a_redis_that_refuses_writes_is_said_once_and_not_taken_for_down(
     store = store_for()
     with caplog.at_level(logging.INFO):
         for turn in range(10):
-            library.error = None
+            library.errors = {"SET": redis.ResponseError("OOM")}
             choice = store.get("client")
-            library.error = redis.ResponseError("OOM")
             store.put("client", "a", choice)
             assert turn == 0 or choice.model == "a"
-        library.error = None
+        library.errors = {}
         used(store, "b")
     assert [(r.kind, r.failing) for r in caplog.records] == [
         ("refusing", True), ("refusing", False)]
@@ -158,3 +177,63 @@ def test_garbage_is_no_entry(store_for, library):
     for answer in (5, ["a"], b"a", True):
         library.entries = {"chutes-autopilot:sticky:client": answer}
         assert store.get("client").model is None
+
+
+def test_a_redis_before_6_2_is_asked_in_another_way_from_then_on(store_for, library, caplog):
+    """005-R9"""
+    store = store_for()
+    library.errors = {"GETEX": redis.ResponseError("unknown command 'GETEX', with args ...")}
+    with caplog.at_level(logging.INFO):
+        assert [used(store, "a") for _ in range(3)] == [None, "a", "a"]
+    assert library.calls == ["GETEX", "read", "SET", "read", "read"]
+    assert not caplog.records and library.given_back == library.taken
+
+
+def test_a_command_that_is_refused_says_nothing_of_another(store_for, library, caplog):
+    """005-R7: a Redis that refuses to read and takes writes does not make the log flip."""
+    store = store_for()
+    library.errors = {"GETEX": redis.exceptions.NoPermissionError("NOPERM")}
+    with caplog.at_level(logging.INFO):
+        for _ in range(10):
+            used(store, "a")
+    assert [(r.kind, r.command) for r in caplog.records] == [("refusing", "read")]
+
+
+@pytest.mark.parametrize("error", [
+    redis.exceptions.MovedError("1234 127.0.0.1:7001"),
+    redis.exceptions.AskError("1234 127.0.0.1:7001"),
+    redis.exceptions.ClusterDownError("The cluster is down")])
+def test_a_node_of_a_cluster_is_told_in_one_line_and_left_alone(store_for, library, caplog, error):
+    """005-R10"""
+    store = store_for()
+    with caplog.at_level(logging.INFO):
+        for turn in range(20):
+            library.errors = {} if turn % 3 else {"GETEX": error}
+            used(store, "a", f"client {turn}")
+            library.now += 30
+    [line] = caplog.records
+    assert (line.kind, line.failing) == ("cluster", True) and "Redis Cluster" in line.why
+    assert len(library.calls) < 30
+
+
+def test_a_request_that_finds_no_connection_ready_does_not_wait_and_is_no_failure(
+        store_for, library, caplog):
+    """005-R10"""
+    store = store_for()
+    library.ready = False
+    for _ in range(10):
+        store.get("client")
+    library.ready = True
+    store.get("client")
+    assert library.calls == ["GETEX"] and not caplog.records
+
+
+def test_a_connection_whose_answer_was_not_read_is_not_used_again(store_for, library):
+    """005-R10"""
+    store = store_for()
+    library.errors = {None: redis.TimeoutError()}
+    store.get("client")
+    library.errors = {None: GreenletExit()}
+    with pytest.raises(GreenletExit):
+        store.get("client")
+    assert (library.dropped, library.given_back) == (2, 0)

@@ -1,0 +1,279 @@
+"""Redis far away, moved, old, behind TLS or in a cluster."""
+
+import contextlib
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from tests.support.feeds import models_feed, utilization_row
+from tests.support.redis_server import RedisServer
+from tests.support.router import Router, free_port, until
+from tests.support.upstream import Upstream
+from tests.wire.test_shared_state import garbage_server
+
+NAMES = ["a", "b"]
+SHARED = {"STICKY_HASH_SECRET": "of both replicas"}
+# In use again within this time, seconds, wherever Redis went.
+RECOVERS_S = 10.0
+
+
+@pytest.fixture
+def upstream():
+    with Upstream(models_feed(NAMES), [utilization_row(name) for name in NAMES]) as server:
+        yield server
+
+
+def ask(router, client, models="b,a"):
+    answer = router.chat(models, headers={"Authorization": f"Bearer {client}"})
+    assert answer.status == 200
+    return answer.value("x-chutes-autopilot-selected")
+
+
+def keys(redis):
+    return redis.command("KEYS", "*").count(b"sticky:")
+
+
+def asks_until_known(router, redis, count=1):
+    """Ask with ever new clients until Redis has so many entries."""
+    client = 0
+    while keys(redis) < count:
+        client += 1
+        assert client < 5000
+        ask(router, f"of {time.monotonic()}")
+
+
+def said(router):
+    return [{key: line[key] for key in ("kind", "failing", "why")} for line in router.lines
+            if line["message"] == "sticky store"]
+
+
+class FarAway:
+    """Passes bytes to a Redis on and back, each after half the round trip; a context manager."""
+
+    def __init__(self, port, round_trip_s):
+        self.round_trip_s, self.redis = round_trip_s, port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self._sockets, self._threads = [self.listener], []
+
+    def __enter__(self):
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_):
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for sock in self._sockets:
+            sock.close()
+
+    def _start(self, function, *args):
+        thread = threading.Thread(target=function, args=args)
+        thread.start()
+        self._threads.append(thread)
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client = self.listener.accept()[0]
+                self._sockets.append(client)
+                redis = socket.create_connection(("127.0.0.1", self.redis))
+                self._sockets.append(redis)
+                self._start(self._pass_on, client, redis)
+                self._start(self._pass_on, redis, client)
+
+    def _pass_on(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                # What is waited for is the distance itself.
+                time.sleep(self.round_trip_s / 2)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_a_redis_20_ms_away_is_reached_though_opening_takes_longer_than_a_request_has(upstream):
+    """005-R10"""
+    with RedisServer(options=("--requirepass", "secret")) as redis:
+        far = FarAway(redis.port, 0.02)
+        url = f"redis://:secret@127.0.0.1:{far.port}/3"
+        with far, Router(upstream.url, STICKY_URL=url, **SHARED) as router:
+            router.wait_until_fed()
+            # SELECT and AUTH alone take 40 ms, and a request has 50.
+            client = 0
+            while b"db3:keys=" not in redis_info(redis):
+                client += 1
+                ask(router, client)
+                assert client < 5000
+            failed = router.metrics()["sticky_errors_total", "distributed"]
+            for client in range(20):
+                ask(router, f"again {client}")
+            assert router.metrics()["sticky_errors_total", "distributed"] - failed <= 2
+
+
+def redis_info(redis):
+    with socket.create_connection(("127.0.0.1", redis.port), 10) as sock:
+        sock.sendall(b"AUTH secret\r\nINFO keyspace\r\n")
+        received = b""
+        while b"# Keyspace" not in received or not received.endswith(b"\r\n"):
+            received += sock.recv(65536)
+        return received
+
+
+def named(router, hosts):
+    """Have a router take names from a file."""
+    router.command = ["unshare", "--mount", "sh", "-c",
+                      f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh", *router.command]
+    return router
+
+
+@pytest.mark.parametrize("demoted", [False, True])
+def test_a_name_that_moves_is_followed_while_the_old_address_keeps_answering(
+        upstream, tmp_path, demoted):
+    """005-R10: the old primary may have become a read-only replica of the new one."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 redis.test\n")
+    port = free_port()
+    with RedisServer(port) as old, RedisServer(port, "127.0.0.2") as new:
+        router = named(Router(upstream.url, STICKY_URL=f"redis://redis.test:{port}", **SHARED),
+                       hosts)
+        with router:
+            router.wait_until_fed()
+            asks_until_known(router, old)
+            assert keys(new) == 0
+            if demoted:
+                old.command("REPLICAOF", "127.0.0.2", str(port))
+            moved_at = time.monotonic()
+            with open(hosts, "w") as file:
+                file.write("127.0.0.2 redis.test\n")
+            asks_until_known(router, new)
+            took_s = time.monotonic() - moved_at
+            print(f"the new address is used {took_s:.1f} s after the name moved")
+            assert took_s < RECOVERS_S
+
+
+def test_while_no_name_resolves_the_connections_there_are_go_on(upstream, tmp_path):
+    """005-R10"""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 redis.test\n")
+    with RedisServer() as redis:
+        router = named(Router(upstream.url, STICKY_URL=f"redis://redis.test:{redis.port}",
+                              **SHARED), hosts)
+        with router:
+            router.wait_until_fed()
+            asks_until_known(router, redis)
+            with open(hosts, "w") as file:
+                file.write("\n")
+            router.wait_for_lines(lambda line: line["message"] == "sticky store"
+                                  and line["failing"])
+            asks_until_known(router, redis, keys(redis) + 20)
+
+
+def test_connections_probe_a_silent_peer(upstream):
+    """005-R10: TCP keep-alive is on."""
+    with RedisServer() as redis, Router(upstream.url, STICKY_URL=redis.url, **SHARED) as router:
+        router.wait_until_fed()
+        asks_until_known(router, redis)
+        shown = subprocess.run(["ss", "-tno", "dst", f"127.0.0.1:{redis.port}"],
+                               capture_output=True, text=True, check=True).stdout
+        ours = [line for line in shown.splitlines() if "ESTAB" in line]
+        assert ours and all("timer:(keepalive" in line for line in ours)
+
+
+def test_an_old_redis_is_shared_by_replicas_and_the_log_is_quiet(upstream):
+    """005-R9"""
+    with RedisServer(options=("--rename-command", "GETEX", "")) as redis:
+        settings = {"STICKY_URL": redis.url, **SHARED}
+        with Router(upstream.url, **settings) as one, Router(upstream.url, **settings) as two:
+            one.wait_until_fed()
+            two.wait_until_fed()
+            asks_until_known(one, redis)
+            asks_until_known(two, redis, keys(redis) + 1)
+            before = keys(redis)
+            assert ask(one, "shared", "b,a") == "b"
+            until(lambda: keys(redis) > before)
+            assert ask(two, "shared", "a,b") == "b" == ask(one, "shared", "a,b")
+            assert not said(one) and not said(two)
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Return the paths of a key and of a certificate that nobody else has signed."""
+    key, path = tmp_path / "key.pem", tmp_path / "ca.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key,
+                    "-out", path, "-days", "1", "-subj", "/CN=redis", "-addext",
+                    "subjectAltName=IP:127.0.0.1"], capture_output=True, check=True)
+    return key, path
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_private_ca_is_trusted_by_the_variable_for_all_calls(upstream, certificate, trusted):
+    """005-R10"""
+    key, path = certificate
+    port = free_port()
+    options = ("--tls-port", str(port), "--tls-cert-file", str(path), "--tls-key-file", str(key),
+               "--tls-auth-clients", "no")
+    more = {"REQUESTS_CA_BUNDLE": str(path)} if trusted else {"SSL_CERT_FILE": str(path)}
+    with RedisServer(options=options) as redis:
+        settings = {"STICKY_URL": f"rediss://127.0.0.1:{port}/0", **SHARED, **more}
+        with Router(upstream.url, **settings) as router:
+            router.wait_until_fed()
+            if trusted:
+                asks_until_known(router, redis)
+                assert not said(router)
+            else:
+                router.wait_for_lines(lambda line: line["message"] == "sticky store")
+                assert ask(router, 1) == "b" and keys(redis) == 0
+
+
+def test_a_node_of_a_cluster_is_told_in_one_line(upstream):
+    """005-R10"""
+    with garbage_server(b"-MOVED 1234 127.0.0.1:7001\r\n") as listener:
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        with Router(upstream.url, STICKY_URL=url, **SHARED) as router:
+            router.wait_until_fed()
+            until(lambda: ask(router, time.monotonic()) and said(router))
+            for client in range(20):
+                ask(router, client)
+            [line] = said(router)
+            assert line["kind"] == "cluster" and "Redis Cluster" in line["why"]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_many_requests_at_once_share_what_is_ready(upstream):
+    """005-R10: they wait for a connection within their 50 ms, and more are opened beside them."""
+    with RedisServer() as redis, Router(upstream.url, STICKY_URL=redis.url, **SHARED) as router:
+        router.wait_until_fed()
+        asks_until_known(router, redis)
+        before = keys(redis)
+        threads = [threading.Thread(target=ask, args=(router, f"at once {n}")) for n in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert keys(redis) - before >= 12
+        assert not said(router)
+
+
+def test_a_redis_whose_first_address_is_dead_is_reached_by_the_second(upstream, tmp_path):
+    """005-R10"""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.3 redis.test\n127.0.0.1 redis.test\n")
+    with RedisServer() as redis:
+        # It accepts nothing: the kernel drops what comes when the backlog is full.
+        with socket.create_server(("127.0.0.3", redis.port), backlog=0) as dead:
+            fill = [socket.socket() for _ in range(3)]
+            for sock in fill:
+                sock.setblocking(False)
+                sock.connect_ex(dead.getsockname())
+            router = named(Router(upstream.url, STICKY_URL=f"redis://redis.test:{redis.port}",
+                                  **SHARED), hosts)
+            with router:
+                router.wait_until_fed()
+                asks_until_known(router, redis)
+            for sock in fill:
+                sock.close()
