@@ -14,14 +14,10 @@ Source: specs/001 R13.
 import functools
 import logging
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from prometheus_client import (REGISTRY, CollectorRegistry, Counter, Gauge, Histogram,
-                               generate_latest, values)
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import Counter, Gauge, Histogram, values
 from prometheus_client.values import MutexValue
 
 from app.config import runtime_directory
@@ -29,21 +25,11 @@ from app.eventloop import after_this_turn
 from app.logs import StateChange
 from app.metric_files import MetricFiles
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 logger = logging.getLogger(__name__)
 
-_NAMESPACE = "chutes_autopilot"
-# These gauges hold a point in time, and a scrape shows the age instead. "Never" is minus infinity,
-# so that a worker without a feed is the worst of all.
-_NEVER = -math.inf
-_AGE_OF = {
-    f"{_NAMESPACE}_ready_snapshot_taken_at": (
-        f"{_NAMESPACE}_ready_snapshot_age_ms", "Age of the oldest worker's ranking; -1: missing."),
-    f"{_NAMESPACE}_ready_allowlist_taken_at": (
-        f"{_NAMESPACE}_ready_allowlist_age_ms", "Age of the oldest allowlist; -1: missing."),
-}
-
+NAMESPACE = "chutes_autopilot"
+# "Never" as a point in time, so that a worker without a feed is the worst of all.
+NEVER = -math.inf
 
 # How prometheus_client names the files of the kinds of metrics that there are here.
 _FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin")
@@ -65,12 +51,12 @@ def _own_files() -> MetricFiles | None:
         return None
 
 
-_files = _own_files()
+files = _own_files()
 
-_counter = functools.partial(Counter, namespace=_NAMESPACE)
-_histogram = functools.partial(Histogram, namespace=_NAMESPACE)
-_sum_of_workers = functools.partial(Gauge, namespace=_NAMESPACE, multiprocess_mode="livesum")
-_worst_worker = functools.partial(Gauge, namespace=_NAMESPACE, multiprocess_mode="livemin")
+_counter = functools.partial(Counter, namespace=NAMESPACE)
+_histogram = functools.partial(Histogram, namespace=NAMESPACE)
+_sum_of_workers = functools.partial(Gauge, namespace=NAMESPACE, multiprocess_mode="livesum")
+_worst_worker = functools.partial(Gauge, namespace=NAMESPACE, multiprocess_mode="livemin")
 
 requests_active = _sum_of_workers("requests_active", "Chat completions under way.")
 requests_total = _counter(
@@ -178,17 +164,17 @@ def keep_files() -> bool:
     Returns  whether there are files to read
     Cost     20 µs, no switch
     """
-    if _files is None:
+    if files is None:
         return False
     try:
-        made = _files.keep()
+        made = files.keep()
     except OSError as error:
         _sharing.failing(type(error).__name__)
         return False
     if made:
         logger.warning("the directory that the workers share was removed, and is made anew")
     _sharing.working()
-    if _files.has_room():
+    if files.has_room():
         _growing.working()
     return True
 
@@ -224,8 +210,8 @@ def show_picture(candidates: int, snapshot_taken_at: float | None, allowlist_siz
     """
     _ready_candidates.set(candidates)
     _ready_allowlist_size.set(allowlist_size)
-    _ready_snapshot_taken_at.set(_NEVER if snapshot_taken_at is None else snapshot_taken_at)
-    _ready_allowlist_taken_at.set(_NEVER if allowlist_taken_at is None else allowlist_taken_at)
+    _ready_snapshot_taken_at.set(NEVER if snapshot_taken_at is None else snapshot_taken_at)
+    _ready_allowlist_taken_at.set(NEVER if allowlist_taken_at is None else allowlist_taken_at)
 
 
 def count_refresh(feed: str, dropped: int | None) -> None:
@@ -236,39 +222,3 @@ def count_refresh(feed: str, dropped: int | None) -> None:
     count(refreshes_total, feed, "failed" if dropped is None else "ok")
     if dropped:
         count(dropped_entries_total, feed, amount=dropped)
-
-
-class _WithAges:
-    """Passes another collector's metrics on, with points in time turned into ages."""
-
-    def __init__(self, collect: Callable[[], Iterable[Metric]], now: float) -> None:
-        self._collect = collect
-        self._now = now
-
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._collect():
-            if metric.name not in _AGE_OF:
-                yield metric
-                continue
-            [sample] = metric.samples
-            name, says = _AGE_OF[metric.name]
-            age_ms = -1.0 if sample.value == _NEVER else (self._now - sample.value) * 1000
-            yield GaugeMetricFamily(name, says, value=age_ms)
-
-
-def exposition() -> bytes:
-    """Return all metrics of all workers as Prometheus text.
-
-    Without files to read these are the metrics of this worker alone.
-
-    Cost: reads some files per worker; some milliseconds, no switch.
-    """
-    write_counts()
-    registry, source = CollectorRegistry(), CollectorRegistry()
-    collect = REGISTRY.collect
-    if _files is not None and keep_files():
-        _files.forget_the_dead()
-        MultiProcessCollector(source)
-        collect = source.collect
-    registry.register(_WithAges(collect, time.monotonic()))
-    return generate_latest(registry)

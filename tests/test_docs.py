@@ -10,7 +10,7 @@ import re
 from prometheus_client import Counter, Gauge, Histogram
 
 import app
-from app import errors, metrics
+from app import errors, exposition, metrics
 from app.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -136,5 +136,5 @@ def metric_names():
     declared = [vars(metrics)[name] for name in vars(metrics)]
     names = {d._name + ("_total" if isinstance(d, Counter) else "") for d in declared
              if isinstance(d, (Counter, Gauge, Histogram))}
-    ages = {taken: shown for taken, (shown, _) in metrics._AGE_OF.items()}
+    ages = {taken: shown for taken, (shown, _) in exposition.AGE_OF.items()}
     return {ages.get(name, name).removeprefix("chutes_autopilot_") for name in names}

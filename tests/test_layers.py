@@ -15,6 +15,7 @@ ROOMS = {
     "shared": "logs",
     "metric_files": "shared",
     "metrics": "config eventloop logs metric_files",
+    "exposition": "metrics",
     "client_socket": "errors eventloop",
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
@@ -22,8 +23,8 @@ ROOMS = {
     "sticky": "eventloop logs metrics shared routing",
     "upstream": "errors eventloop dialing metrics journal client_socket routing",
     "control": "errors eventloop dialing logs metrics routing",
-    "routes": "errors config logs metrics journal client_socket eventloop inflight routing sticky "
-              "upstream",
+    "routes": "errors config logs metrics exposition journal client_socket eventloop inflight "
+              "routing sticky upstream",
     "factory": "dialing config eventloop shared metrics journal inflight routing sticky upstream "
                "control routes",
     "wsgi": "config factory",
@@ -80,7 +81,8 @@ def test_each_library_has_its_door():
                                     "app/dialing/connectors.py"}
     assert importers("gevent") == {"app/eventloop.py", "app/client_socket.py"}
     assert importers("gunicorn") == {"app/worker.py", "app/master.py"}
-    assert importers("prometheus_client") == {"app/metrics.py", "app/metric_files.py"}
+    assert importers("prometheus_client") == {
+        "app/metrics.py", "app/metric_files.py", "app/exposition.py"}
     assert importers("redis") == {"app/sticky/redis.py", "app/sticky/redis_connections.py"}
     assert importers("sqlite3") == {"app/shared/sqlite.py"}
     assert importers("marshmallow") == {"app/control/schemas.py", "app/alias_file.py"}

@@ -5,7 +5,7 @@ Source: specs/001 R13.
 
 from flask import Response
 
-from app.metrics import CONTENT_TYPE, exposition
+from app.exposition import CONTENT_TYPE, exposition
 from app.routes.application import Blueprint
 
 

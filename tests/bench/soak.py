@@ -16,6 +16,7 @@ import subprocess
 import time
 
 from tests.bench import network
+from tests.bench.soak_memory import filled
 from tests.support.feeds import models_feed, public_names, utilization_feed
 from tests.support.router import Router
 from tests.wire.conftest import LISTED
@@ -25,6 +26,7 @@ SLOW_READERS = 40
 ATTACK_S = 20
 # Load before and after each fault of the network, and how long its resolver is silent.
 CALM_S, SILENT_S = 8, 10
+FILLED_S = 5
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 SETTINGS = {
     "UPSTREAM_HEADER_TIMEOUT_MS": "5000", "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS": "5000",
@@ -359,7 +361,7 @@ def main():
     if shutil.which("slowhttptest") is None:
         parser.exit(1, "slowhttptest is missing: apt-get install slowhttptest\n")
     bad = asyncio.run(soak(arguments.streams, ATTACK_S)).bad
-    bad += network.run(CALM_S, SILENT_S)
+    bad += network.run(CALM_S, SILENT_S) + filled(FILLED_S)
     parser.exit(1 if bad else 0, "FAILED\n" if bad else "passed\n")
 
 

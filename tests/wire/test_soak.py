@@ -4,6 +4,7 @@ import asyncio
 
 from tests.bench import network
 from tests.bench.soak import soak
+from tests.bench.soak_memory import filled
 
 
 def test_hundreds_of_streams_aborted_by_either_side_lose_and_leave_nothing():
@@ -19,3 +20,9 @@ def test_faults_of_the_network_lose_no_request_but_those_under_way():
     """002-R30, 002-R31, 002-R32"""
     lines = []
     assert network.run(calm_s=3, silent_s=3, report=lines.append) == 0, "\n".join(lines)
+
+
+def test_shared_memory_that_is_filled_and_removed_loses_nothing():
+    """007-R13, 007-R14"""
+    lines = []
+    assert not filled(1, report=lines.append), "\n".join(lines)
