@@ -179,7 +179,7 @@ def url(text: str) -> str:
     if parts is None:
         raise BadValue("an http or https URL with a host")
     if "@" in parts.netloc:
-        # requests would turn it into an Authorization header in place of the client's.
+        # The client's own Authorization is what goes upstream.
         raise BadValue("a URL without credentials")
     return text
 

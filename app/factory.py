@@ -175,7 +175,7 @@ def _saved_feed(config: Config, source: FeedSource[Any]) -> SavedFeed | None:
 def _show(view: View) -> None:
     """Set this worker's gauges to a new view."""
     catalogue, snapshot = view.catalogue, view.snapshot
-    metrics.show_picture(
+    metrics.show_view(
         len(snapshot.ranking.candidates) if snapshot else 0,
         snapshot.taken_at if snapshot else None,
         len(catalogue.ids) if catalogue else 0, catalogue.taken_at if catalogue else None)

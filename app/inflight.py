@@ -8,7 +8,7 @@ from collections.abc import Callable
 from app.errors import ApiError, ShuttingDown
 from app.eventloop import Greenlet, getcurrent, throw_soon
 
-# Whole seconds, as HTTP has it: the load of this moment is another one by then.
+# HTTP takes whole seconds. By then the load may have passed.
 _RETRY_AFTER = ("Retry-After", "1")
 
 

@@ -1,7 +1,7 @@
 """What happened to one request: one log line and a few counters, when it is over.
 
 The line holds no address, no token and no part of a body. A model appears by its allowlisted id
-or as `other`; the caller makes sure of that with `routing.selection.log_name`.
+or as `other`; the caller makes sure of that with `View.label`.
 
 Source: specs/001 R7, R8.
 """

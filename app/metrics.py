@@ -98,6 +98,9 @@ sticky_errors_total = _counter(
 _ready_snapshot_taken_at = _worst_worker("ready_snapshot_taken_at", "When the ranking was fetched.")
 _ready_allowlist_taken_at = _worst_worker(
     "ready_allowlist_taken_at", "When the allowlist was fetched.")
+# Until the first view is shown; the CA bundle is loaded before that.
+_ready_snapshot_taken_at.set(NEVER)
+_ready_allowlist_taken_at.set(NEVER)
 _ready_candidates = _worst_worker("ready_candidates", "Ranked candidates of the worst worker.")
 _ready_allowlist_size = _worst_worker(
     "ready_allowlist_size", "Allowlisted ids of the worst worker.")
@@ -202,8 +205,8 @@ def show_zeros(reasons: Iterable[str], causes: Iterable[str]) -> None:
             refreshes_total.labels(feed, result)
 
 
-def show_picture(candidates: int, snapshot_taken_at: float | None, allowlist_size: int,
-                 allowlist_taken_at: float | None) -> None:
+def show_view(candidates: int, snapshot_taken_at: float | None, allowlist_size: int,
+              allowlist_taken_at: float | None) -> None:
     """Set this worker's ready_* gauges.
 
     Times are seconds of the host's monotonic clock, which all its processes share; None: never.

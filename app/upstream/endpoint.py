@@ -10,7 +10,7 @@ import socket
 import ssl
 import traceback
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from urllib3.connection import ProxyConfig
 from urllib3.exceptions import ConnectTimeoutError, HTTPError
@@ -36,7 +36,7 @@ class Endpoint:
     def __init__(self, base_url: str, proxy: str, tls: ssl.SSLContext,
                  connect_timeout_s: float, dialer: Dialer) -> None:
         self._url = parse_url(base_url)
-        self._proxy = parse_url(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
+        self._proxy = parse_url(proxy) if proxy else None
         self._tls = tls
         self._connect_timeout_s = connect_timeout_s
         self._dialer, self._connectors = dialer, connectors(dialer)
@@ -45,9 +45,10 @@ class Endpoint:
         self._tunnel_headers = credentials if self._tunnels else {}
         forwards = self._proxy is not None and not self._tunnels
         # A proxy that forwards a request is told the whole URL in its request line.
-        prefix = f"http://{urlsplit(base_url).netloc}" if forwards else ""
+        host = self._url.netloc or ""
+        prefix = f"http://{host}" if forwards else ""
         self._target_prefix = prefix + (self._url.path or "").rstrip("/")
-        self.headers = {"Host": urlsplit(base_url).netloc, **(credentials if forwards else {})}
+        self.headers = {"Host": host, **(credentials if forwards else {})}
 
     def target(self, path: str) -> str:
         """Return what the request line names for a path below the base URL."""
@@ -74,6 +75,10 @@ class Endpoint:
             traceback.clear_frames(error.__traceback__)
             raise
         sock: socket.socket = connector.sock
+        if hasattr(sock, "suppress_ragged_eofs"):
+            # An end without close_notify may be anybody's doing. It must not pass for the end of a
+            # body that lasts until the connection closes.
+            sock.suppress_ragged_eofs = False
         return sock
 
     def _distrust(self, connector: Any) -> None:

@@ -63,7 +63,7 @@ class Relay:
         yield from self._response.chunks
 
     def close(self) -> None:
-        """Let go of upstream and client, whyever it ended. Closing twice is harmless."""
+        """Let go of upstream and client, whatever ended the answer. Closing twice is harmless."""
         if self._record.ending is Ending.COMPLETE and not self._delimited:
             self._client.end_in_reset(False)
         try:

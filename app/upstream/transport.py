@@ -69,7 +69,7 @@ class UpstreamResponse:
         Raises     UpstreamFailed: upstream_first_body_byte_timeout or _error
         """
         if self._body.has_begun:
-            # As nearly always with small answers; without the timer, which takes 5 µs.
+            # It came with the headers, as small answers do. No timer is needed, which costs 5 µs.
             return next(self.chunks)
         self._body.limit_silence(None)
         try:
@@ -169,15 +169,19 @@ class Transport:
         except _EXCHANGE_ERRORS as error:
             if not isinstance(error, CLOSED_BY_PEER) or not connection.was_idle_too_long:
                 raise _failed("ExchangeBroke", error) from error
-        count(resends_total)
         self._pool.drop_opened_before(began)
         return self._on_a_fresh_one(head, body, resent=True)
 
     def _on_a_fresh_one(self, head: bytes, body: Pieces, resent: bool) -> UpstreamResponse:
+        what = "ConnectFailed"
         try:
-            return self._respond(self._pool.open(), head, body, resent)
+            connection, what = self._pool.open(), "ExchangeBroke"
+            if resent:
+                what = "ResendBroke"
+                count(resends_total)
+            return self._respond(connection, head, body, resent)
         except _EXCHANGE_ERRORS as error:
-            raise _failed("ResendBroke" if resent else "ExchangeBroke", error) from error
+            raise _failed(what, error) from error
 
     def _respond(self, connection: Connection, head: bytes, body: Pieces,
                  resent: bool) -> UpstreamResponse:

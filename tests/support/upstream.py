@@ -61,7 +61,7 @@ class Exchange:
         self.keep_open = False
 
     def close_by_the_book(self):
-        """End a TLS connection with TLS's own word for it."""
+        """End a TLS connection with close_notify."""
         self.keep_open = False
         self.sock.settimeout(1)
         with contextlib.suppress(OSError):

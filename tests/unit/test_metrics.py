@@ -1,5 +1,8 @@
 """What is counted within a turn of the event loop, and written at its end."""
 
+import subprocess
+import sys
+
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -59,3 +62,13 @@ def test_one_number_that_cannot_be_written_does_not_keep_the_others(turn_ends):
     for again in turn_ends[1:]:
         again()
     assert [number.value for number in numbers] == [3, 0, 3]
+
+
+def test_a_worker_that_has_no_view_yet_has_never_fetched_anything():
+    """001-R13"""
+    shown = subprocess.run(
+        [sys.executable, "-c", "from app import metrics; print("
+         "metrics._ready_snapshot_taken_at._value.get(),"
+         "metrics._ready_allowlist_taken_at._value.get())"],
+        capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["-inf", "-inf"]

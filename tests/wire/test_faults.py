@@ -508,6 +508,21 @@ def test_through_either_kind_of_proxy_requests_and_feeds_go_as_they_do_without(
 # -- the pool --------------------------------------------------------------------------------
 
 
+def test_F11_a_stale_connection_is_no_resend_where_no_fresh_one_can_be_had():
+    """006-W6, 002-R14"""
+    with Upstream() as leaving, Router(leaving.url, UNKNOWN_MODELS="pass") as router:
+        leaving.otherwise(lambda exchange: (
+            complete(b"{}")(exchange) if exchange.turn == 1 else exchange.close()))
+        assert ask(router, "m").status == 200
+        leaving.stop_listening()
+        answer = ask(router, "m", {"X-Request-Id": "refused"})
+        assert answer.error["code"] == "upstream_connect_error"
+        record = router.record("refused")
+        assert record["resent"] is False
+        assert record["attempts"][0]["detail"].startswith("ConnectFailed ")
+        assert router.metrics_at_rest()["resends_total",] == 0
+
+
 @pytest.mark.parametrize("ending", ["close", "reset"])
 def test_F11_a_connection_gone_stale_in_the_pool_is_no_failed_candidate(
         router, upstream, model, oracle, ending):

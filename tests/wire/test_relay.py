@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 
 import pytest
 
@@ -319,3 +320,20 @@ def test_a_request_leaves_nothing_that_only_the_garbage_collector_frees(ending):
         [report] = router.probe()
         # The URL matching leaves eight small ones a request; with a frame it would be dozens.
         assert report["garbage"] <= 20 * 10
+
+
+def test_a_connection_may_idle_longer_than_a_write_may_take(upstream, model):
+    """006-W3"""
+    name = model()
+    with Router(upstream.url, CLIENT_WRITE_TIMEOUT_MS="200") as router:
+        connection = router.connect()
+        connection.connect()
+        kept = connection.sock
+        for _ in range(2):
+            connection.request("POST", "/v1/chat/completions", json.dumps({"model": name}))
+            assert connection.getresponse().read()
+            answered_at = time.monotonic()
+            until(lambda: time.monotonic() - answered_at > 0.5)
+        assert connection.sock is kept
+        connection.close()
+        assert not [line for line in router.lines if line["level"] == "ERROR"]
