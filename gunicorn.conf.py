@@ -43,16 +43,13 @@ wsgi_app = "app.wsgi:application"
 worker_class = RouterWorker
 bind = settings.addresses
 workers = settings.web_concurrency
-worker_connections = settings.worker_connections
 graceful_timeout = settings.graceful_timeout_secs
 
 # Seconds. The master replaces a worker whose event loop stands still for this long. A long stream
 # does not stop the event loop.
 timeout = 30
-# Seconds that a client connection may be idle, and that a request's head may take. A proxy in front
-# must close idle connections first (nginx: after 60 s, in deploy/ after 4 s), or it may send a
-# request on a connection that is being closed here.
-keepalive = 75
+keepalive = settings.client_keepalive_secs
+limit_request_field_size = settings.max_header_field_bytes
 # The app logs requests itself: with more detail, and without addresses.
 logger_class = RouterLogger
 logconfig_dict = logging_config(settings.log_level)
@@ -79,12 +76,12 @@ if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
 # look dead. Not in the directory itself: without it the master could start no worker.
 worker_tmp_dir = os.path.dirname(os.environ[RUNTIME_DIRECTORY])
 
-# The clients of each address, as many connections to the upstream, and 200 for everything else.
-FILES_NEEDED = (1 + len(settings.addresses)) * settings.worker_connections + 200
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 with contextlib.suppress(OSError, ValueError):
     # If this is refused the soft limit stays; on_starting warns if it is too low.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+files_allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+worker_connections = settings.places(files_allowed)
 
 
 @atexit.register
@@ -100,14 +97,15 @@ def on_starting(server):
     given = {"GUNICORN_CMD_ARGS": ARGUMENTS} if ARGUMENTS else {}
     server.log.info("configuration", extra={"environment": settings.effective() | given})
     asked = settings.max_inflight_requests
-    taken = asked.resolve(settings.worker_connections)
+    taken = asked.resolve(worker_connections)
     if taken < asked.number:
         server.log.warning("MAX_INFLIGHT_REQUESTS is more than WORKER_CONNECTIONS allows",
                            extra={"asked": asked.number, "taken": taken})
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed != resource.RLIM_INFINITY and allowed < FILES_NEEDED:
-        server.log.warning("too few open files allowed for WORKER_CONNECTIONS",
-                           extra={"allowed": allowed, "needed": FILES_NEEDED})
+    if worker_connections < settings.worker_connections:
+        server.log.warning(
+            "too few open files allowed for WORKER_CONNECTIONS: each worker takes fewer",
+            extra={"allowed": files_allowed, "needed": settings.files_needed(),
+                   "asked": settings.worker_connections, "taken": worker_connections})
 
 
 def post_fork(server, worker):

@@ -1,9 +1,7 @@
-"""A client's connection: the one seam between the server and the app.
+"""A client's socket, as the server and the app see it.
 
-The worker makes a `ClientSocket` for each connection it accepts, and gunicorn puts it into the
-WSGI environment of each request. The app asks for it with `client_of(environ)` and tells it what
-is to become of the connection. Without a server in front of the app it gets a `Client`, for which
-every method does nothing.
+The worker makes a `ClientSocket` for each connection it accepts. Toward the app it is a
+`client.Client`.
 
 Theory
     Who owns a socket. One greenlet serves a connection from its accept to its close. It alone
@@ -17,33 +15,49 @@ Theory
     throws into is always in a wait. Nothing else throws into a greenlet that serves a client but
     the shutdown (app.inflight).
 
-    How a hang-up is seen. A worker has one epoll set. A client's socket enters it at its first
-    request and stays until it is closed, when the kernel removes it. It is registered for
-    EPOLLRDHUP, not for readability: a client may send its next request ahead, which is no reason
-    to wake up. It is one-shot (EPOLLONESHOT): a peer hangs up once.
+    When a connection is spare. While it waits for its client (for a request, for the rest of a
+    head, or for the client to read a refusal) its place may be given to another connection.
+    `spare_from` says from when on.
 
-Source: specs/006 W1, W3, W15, specs/007 R1-R3.
+Source: specs/002 R1, R40, specs/006 W1, W3, W15, specs/007 R1-R3, R20.
 """
 
 import contextlib
+import dataclasses
 import socket
 import struct
 import time
-import weakref
-from collections.abc import Mapping
 from typing import Any, Protocol
 
-import gevent
 import gevent.socket
-from gevent import monkey
 
-from app.errors import ClientGone, IdleTooLong
+from app.client import Client
+from app.errors import ApiError, ClientGone, IdleTooLong
 from app.eventloop import FairShare, after_this_turn, getcurrent, readable
+from app.hang_ups import HangUpWatch
 
-# gevent removes epoll and its constants from the select module.
-_epoll = monkey.get_original("select", "epoll")
-_EPOLLRDHUP, _EPOLLONESHOT = 0x2000, 1 << 30
-_LOOP_READ = 1
+# A connection gives its place to another one if its client has been silent for so long: after a
+# request it is about to be used again; before one, what is sent follows the connect at once.
+_USED_SPARE_S, _SPARE_S = 1.0, 0.1
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# A refused client has this long, and this many bytes, to stop sending and read the answer. Some
+# (Node's fetch) read nothing as long as they can send.
+_LINGER_S = 2.0
+_LINGER_BYTES = 32 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long a client may take, and how much it may send before it has asked for anything.
+
+    idle_s      without a request
+    head_s      from the first byte of a request's head to its last
+    head_bytes  of a head that is not whole
+    """
+
+    idle_s: float
+    head_s: float
+    head_bytes: int
 
 
 class Request(Protocol):
@@ -55,82 +69,6 @@ class Request(Protocol):
         """End the connection after the answer."""
 
 
-class Client:
-    """What the app may ask of a client's connection; this one stands in where there is none.
-
-    health_only   it came in by the address for probes and scrapes
-    body_pending  the current request has announced a body that nobody has read to its end
-    """
-
-    health_only = False
-    body_pending = False
-
-    def body_taken(self) -> None:
-        """Take note that the request's body has been read to its end."""
-
-    def abandon_body(self) -> None:
-        """Leave the rest of the body unread, and end the connection after the answer."""
-
-    def close_after_answer(self) -> None:
-        """End the connection after the answer, and say so in it."""
-
-    def limit_writes(self, seconds: float) -> None:
-        """Bound each write of the answer; one that takes longer ends the connection."""
-
-    def watch(self) -> None:
-        """Throw ClientGone into this greenlet when the client hangs up, until the request ends.
-
-        Raises  ClientGone if it has hung up already
-        """
-
-    def join_next_two_writes(self) -> None:
-        """Hold the next write back until the one after it."""
-
-    def end_in_reset(self, on: bool) -> None:
-        """Have the connection end in a reset when it is closed, or in an orderly end again."""
-
-
-_NOBODY = Client()
-
-
-def client_of(environ: Mapping[str, Any]) -> Client:
-    """Return the client's connection of a WSGI environment."""
-    client: Client = environ.get("gunicorn.socket", _NOBODY)
-    return client
-
-
-class HangUpWatch:
-    """Tells requests that their client has closed its connection; one for each worker.
-
-    A request costs nothing but a flag. To register and remove its socket each time would cost
-    10 µs.
-    """
-
-    def __init__(self) -> None:
-        self._clients: weakref.WeakValueDictionary[int, ClientSocket] = (
-            weakref.WeakValueDictionary())
-        self._set = _epoll()
-        self._watcher = gevent.get_hub().loop.io(self._set.fileno(), _LOOP_READ)
-        self._watcher.start(self._on_hang_up)
-
-    def add(self, client: "ClientSocket") -> None:
-        """Watch a socket until it is closed. Adding it twice does it once."""
-        if self._clients.get(client.fileno()) is not client:
-            self._clients[client.fileno()] = client
-            self._set.register(client.fileno(), _EPOLLRDHUP | _EPOLLONESHOT)
-
-    def _on_hang_up(self) -> None:
-        for descriptor, _ in self._set.poll(0):
-            client = self._clients.get(descriptor)
-            if client is not None:
-                client.on_hang_up()
-
-    def close(self) -> None:
-        """Stop watching altogether."""
-        self._watcher.stop()
-        self._set.close()
-
-
 class ClientSocket(Client, gevent.socket.socket):
     """A client's socket.
 
@@ -140,23 +78,34 @@ class ClientSocket(Client, gevent.socket.socket):
     served_by   the greenlet that serves it
     idle_since  seconds on the monotonic clock; since when nothing of the next request has come,
                 or None while one is coming or being served
+    spare_from  from then on the connection may be ended for another's sake; None while a request
+                is being served
     """
 
-    def __init__(self, sock: socket.socket, hang_ups: HangUpWatch, *, health_only: bool) -> None:
+    def __init__(self, sock: socket.socket, hang_ups: HangUpWatch, patience: Patience, *,
+                 health_only: bool) -> None:
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self.health_only = health_only
         self.served_by = getcurrent()
-        self.idle_since: float | None = time.monotonic()
-        self._hang_ups = hang_ups
+        self._hang_ups, self._patience = hang_ups, patience
         self._share = FairShare()
         self._request: Request | None = None
-        self._hung_up = self._watched = False
+        self._hung_up = self._watched = self._lingers = self._invites = False
         self._joining, self._held_back = False, b""
+        self._head_since: float | None = None
+        self._head_bytes = 0
+        self.idle_since: float | None = time.monotonic()
+        self.spare_from: float | None = self.idle_since + _SPARE_S
 
-    def begin_request(self, request: Request, announces_body: bool) -> None:
-        """Let a request have the connection."""
-        self.idle_since = None
-        self._request, self.body_pending = request, announces_body
+    def begin_request(self, request: Request, announces_body: bool, invites: bool) -> None:
+        """Let a request have the connection.
+
+        announces_body  there is one to be read
+        invites         the client waits for 100 Continue before it sends its body
+        """
+        self.idle_since = self.spare_from = self._head_since = None
+        self._request, self.body_pending, self._invites = request, announces_body, invites
+        self.settimeout(None)
         # Requests sent ahead are served without a wait between them.
         self._share.take()
 
@@ -164,8 +113,17 @@ class ClientSocket(Client, gevent.socket.socket):
         """Take the connection back from its request; `waits`: nothing of the next one is here."""
         self._watched, self._request = False, None
         self._joining, self._held_back = False, b""
-        self.settimeout(None)
-        self.idle_since = time.monotonic() if waits else None
+        now = time.monotonic()
+        if waits:
+            self.idle_since, self.spare_from = now, now + _USED_SPARE_S
+        else:
+            self._head_since, self.spare_from = now, now + _SPARE_S
+        self._head_bytes = 0
+
+    def invite_body(self) -> None:
+        if self._invites:
+            self._invites = False
+            self.sendall(_CONTINUE)
 
     def body_taken(self) -> None:
         self.body_pending = False
@@ -199,11 +157,58 @@ class ClientSocket(Client, gevent.socket.socket):
         self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 
     def recv(self, *args: int) -> bytes:
-        """Read, after everybody else has had a turn."""
+        """Read, after everybody else has had a turn.
+
+        Raises  IdleTooLong, ApiError request_timeout
+        """
         self._share.take()
-        data: bytes = super().recv(*args)
-        self.idle_since = None
+        if self._request is not None:
+            return self._recv(*args)
+        self.settimeout(self._patience.idle_s if self._head_since is None else max(
+            0.001, self._head_since + self._patience.head_s - time.monotonic()))
+        try:
+            data = self._recv(*args)
+        except TimeoutError:
+            if self._head_since is None:
+                raise IdleTooLong from None
+            raise ApiError("request_timeout", "The head of the request was not complete within "
+                           f"{self._patience.head_s:g} s.") from None
+        if self._head_since is None:
+            self._head_since, self.idle_since = time.monotonic(), None
+            self.spare_from = self._head_since + _SPARE_S
+            if data and not 32 < data[0] < 127 and data[0] not in b"\r\n":
+                # TLS, for example: it would never come to an end.
+                raise ApiError("bad_request", "This is not HTTP.")
+        self._head_bytes += len(data)
+        if self._head_bytes > self._patience.head_bytes:
+            raise ApiError("bad_request", "The header fields are too large.", status=431)
         return data
+
+    def _recv(self, *args: int) -> bytes:
+        data: bytes = super().recv(*args)
+        return data
+
+    def linger(self) -> None:
+        """Close the connection so that the client, which may still be sending, can read its answer.
+
+        What it still sends is read and dropped for a while. A connection that is closed with
+        unread bytes ends in a reset, which destroys the answer (RFC 9112 section 9.6).
+        """
+        self._lingers, read, until = True, 0, time.monotonic() + _LINGER_S
+        self.spare_from = time.monotonic() + _SPARE_S
+        try:
+            self.shutdown(socket.SHUT_WR)
+            while read < _LINGER_BYTES and (left := until - time.monotonic()) > 0:
+                self._share.take()
+                self.settimeout(left)
+                size = len(self._recv(65536))
+                if not size:
+                    break
+                read += size
+        except OSError:
+            pass
+        finally:
+            self.close()
 
     def join_next_two_writes(self) -> None:
         # A response head and the first bytes of its body leave together: one system call and one
@@ -231,6 +236,13 @@ class ClientSocket(Client, gevent.socket.socket):
         def end() -> None:
             # In the event loop itself: no byte can be read between the look and the end.
             if self.idle_since is not None and not readable(self):
+                self.served_by.throw(IdleTooLong())
+        after_this_turn(end)
+
+    def give_way(self) -> None:
+        """End the connection if it is spare and nothing has just come."""
+        def end() -> None:
+            if self.spare_from is not None and (self._lingers or not readable(self)):
                 self.served_by.throw(IdleTooLong())
         after_this_turn(end)
 

@@ -33,6 +33,10 @@ _LEAST_REFRESH_MS = 20
 _LEAST_FETCH_MS = 100
 
 
+# Files of a worker that are no connection of a request: some dozens, and room to spare.
+_OTHER_FILES = 100
+
+
 class ConfigError(Exception):
     """The environment cannot be used; the text has one sentence for each bad variable."""
 
@@ -85,10 +89,10 @@ class Config:
         "CONTROL_PLANE_TIMEOUT_MS", parse.whole_number(_LEAST_FETCH_MS), "10000",
         "a feed must be there whole within this time, ms")
     readyz_max_snapshot_age_ms: int = _option(
-        "READYZ_MAX_SNAPSHOT_AGE_MS", parse.whole_number(1), "20000",
+        "READYZ_MAX_SNAPSHOT_AGE_MS", parse.whole_number(50), "20000",
         "not ready with a ranking older than this, ms")
     readyz_max_allowlist_age_ms: int = _option(
-        "READYZ_MAX_ALLOWLIST_AGE_MS", parse.whole_number(1), "600000",
+        "READYZ_MAX_ALLOWLIST_AGE_MS", parse.whole_number(50), "600000",
         "not ready with an allowlist older than this, ms")
     sticky_ttl_secs: int = _option(
         "STICKY_TTL_SECS", parse.whole_number(0), "1800",
@@ -113,8 +117,14 @@ class Config:
         "TRUSTED_PROXY_CIDRS", parse.trusted_peers, "",
         "the trusted peers: CIDRs, and unix for unix-socket peers")
     max_request_bytes: int = _option(
-        "MAX_REQUEST_BYTES", parse.whole_number(1), "1048576",
+        "MAX_REQUEST_BYTES", parse.whole_number(1), "33554432",
         "a larger request body is refused with 413, bytes")
+    max_body_bytes_in_flight: int = _option(
+        "MAX_BODY_BYTES_IN_FLIGHT", parse.whole_number(1), "268435456",
+        "a worker refuses with 503 what would make it hold more bytes of request bodies")
+    max_header_field_bytes: int = _option(
+        "MAX_HEADER_FIELD_BYTES", parse.whole_number(256, 1048576), "16384",
+        "a request with a larger header field, name and value, is refused with 431")
     max_model_list_items: int = _option(
         "MAX_MODEL_LIST_ITEMS", parse.whole_number(1), "8",
         "a longer model list is refused with 400")
@@ -125,19 +135,19 @@ class Config:
         "MAX_INFLIGHT_REQUESTS", parse.limit, "90%",
         "a worker refuses more with 503: a number, or a share of WORKER_CONNECTIONS")
     upstream_connect_timeout_ms: int = _option(
-        "UPSTREAM_CONNECT_TIMEOUT_MS", parse.whole_number(1), "2000",
+        "UPSTREAM_CONNECT_TIMEOUT_MS", parse.whole_number(50), "2000",
         "name lookup, connect and TLS together, ms")
     upstream_header_timeout_ms: int = _option(
-        "UPSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(1), "10000",
+        "UPSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(50), "10000",
         "from the start of an attempt to the response headers, streaming requests, ms")
     upstream_nonstream_header_timeout_ms: int = _option(
-        "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(1), "120000",
+        "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(50), "120000",
         "the same for requests without \"stream\": true, ms")
     upstream_first_body_byte_timeout_ms: int = _option(
-        "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS", parse.whole_number(1), "120000",
+        "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS", parse.whole_number(50), "120000",
         "from the response headers to the first byte of the body, ms")
     upstream_idle_timeout_ms: int = _option(
-        "UPSTREAM_IDLE_TIMEOUT_MS", parse.whole_number(1), "300000",
+        "UPSTREAM_IDLE_TIMEOUT_MS", parse.whole_number(50), "300000",
         "longest silence within a body, ms")
     upstream_connection_max_idle_secs: int = _option(
         "UPSTREAM_CONNECTION_MAX_IDLE_SECS", parse.whole_number(0), "30",
@@ -148,12 +158,18 @@ class Config:
     cut_unfinished_streams: bool = _option(
         "CUT_UNFINISHED_STREAMS", parse.boolean, "true",
         "whether an event stream that ends without [DONE] is cut, and so does not look complete")
+    client_header_timeout_ms: int = _option(
+        "CLIENT_HEADER_TIMEOUT_MS", parse.whole_number(50), "10000",
+        "from the first byte of a request's head to its last, ms")
     client_body_timeout_ms: int = _option(
-        "CLIENT_BODY_TIMEOUT_MS", parse.whole_number(1), "30000",
-        "a request body must be there whole within this time, ms")
+        "CLIENT_BODY_TIMEOUT_MS", parse.whole_number(50), "30000",
+        "a request body must be there whole within this time, ms; 1 s more per 256 KiB announced")
     client_write_timeout_ms: int = _option(
-        "CLIENT_WRITE_TIMEOUT_MS", parse.whole_number(1), "60000",
+        "CLIENT_WRITE_TIMEOUT_MS", parse.whole_number(50), "60000",
         "a client that takes no byte for this long is dropped, ms")
+    client_keepalive_secs: int = _option(
+        "CLIENT_KEEPALIVE_SECS", parse.whole_number(1, 86_400), "75",
+        "an idle client connection is closed after this time, s")
     https_proxy: str = _option(
         "HTTPS_PROXY", parse.optional(parse.proxy), "",
         "http or https proxy for calls to https URLs; read once, at start", lower_too=True)
@@ -185,6 +201,25 @@ class Config:
     log_level: str = _option(
         "LOG_LEVEL", parse.one_of(*parse.LOG_LEVELS), "info",
         "least severe line logged: " + ", ".join(parse.LOG_LEVELS))
+
+    def places(self, files: int) -> int:
+        """Return how many connections a worker takes on each address.
+
+        files  how many it may have open; less than 1 for no limit
+
+        At least two, so that there is one for a probe beside a request.
+        """
+        most = self.worker_connections
+        if files > 0:
+            most = min(most, (files - _OTHER_FILES) // (1 + len(self.addresses)))
+        return max(2, most)
+
+    def files_needed(self) -> int:
+        """Return how many files a worker opens at most.
+
+        The clients of each address, as many connections to the upstream, and everything else.
+        """
+        return (1 + len(self.addresses)) * self.worker_connections + _OTHER_FILES
 
     @property
     def addresses(self) -> list[str]:
@@ -238,6 +273,9 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
             expected[name] = str(error)
     if values.get("sticky_url") and values.get("sticky_hash_secret") == "":
         expected["sticky_hash_secret"] = "a secret that all replicas share, with a STICKY_URL"
+    if values.get("max_body_bytes_in_flight", 0) < values.get("max_request_bytes", 0) and (
+            "max_body_bytes_in_flight" not in expected):
+        expected["max_body_bytes_in_flight"] = "at least MAX_REQUEST_BYTES"
     if values.get("health_listen_addr") and parse.collide(
             values["health_listen_addr"], values.get("listen_addr", "")):
         expected["health_listen_addr"] = "another address than LISTEN_ADDR"

@@ -20,12 +20,13 @@
     BaseException
     +-- ClientGone           thrown into a request's greenlet when its client has left
     +-- ShuttingDown         thrown into a request's greenlet when its worker ends before it
-    +-- IdleTooLong          thrown into the greenlet of a connection that waits for a request
+    +-- IdleTooLong          thrown into the greenlet of a connection that waits for its client
+    +-- BodyTooSlow          thrown into a request whose body arrives slowly, for another's sake
 
-The last three are not of the class `Exception`. They interrupt a wait inside a library, and
+The last four are not of the class `Exception`. They interrupt a wait inside a library, and
 libraries take every `Exception` there for a failure of the upstream.
 
-Source: specs/002 R21, specs/006 W1-W4, specs/007 R1, R3.
+Source: specs/002 R21, specs/006 W1-W4, specs/007 R1, R3, R20.
 """
 
 import errno
@@ -34,6 +35,9 @@ from collections.abc import Iterable
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+
+# Whole seconds, as HTTP has it: the load of this moment is another one by then.
+_RETRY_AFTER = ("Retry-After", "1")
 
 # code -> (HTTP status, error type, the request field at fault). Source: specs/002 R21.
 API_ERRORS: dict[str, tuple[int, str, str | None]] = {
@@ -48,6 +52,7 @@ API_ERRORS: dict[str, tuple[int, str, str | None]] = {
     "method_not_allowed": (405, INVALID_REQUEST, None),
     "request_timeout": (408, INVALID_REQUEST, None),
     "request_too_large": (413, INVALID_REQUEST, None),
+    "unsupported_encoding": (415, INVALID_REQUEST, None),
     "internal_error": (500, SERVER_ERROR, None),
     "upstream_connect_error": (502, SERVER_ERROR, None),
     "upstream_first_body_byte_error": (502, SERVER_ERROR, None),
@@ -121,6 +126,15 @@ class ShuttingDown(BaseException):
 
 class IdleTooLong(BaseException):
     """The worker closes a connection on which no request is under way."""
+
+
+class BodyTooSlow(BaseException):
+    """The place of a request whose body is still arriving is needed by another."""
+
+
+def overloaded(message: str) -> ApiError:
+    """Return the refusal of a request that can be sent again, here or elsewhere."""
+    return ApiError("overloaded", message, headers=[_RETRY_AFTER])
 
 
 def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:

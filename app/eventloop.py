@@ -20,11 +20,14 @@ from gevent.socket import wait_readwrite
 
 # These are gevent's, for the rest of the app.
 __all__ = ("Deadline", "Empty", "Event", "FairShare", "Greenlet", "LifoQueue", "after_this_turn",
-           "getcurrent", "pause", "readable", "report_uncaught", "serve", "sleep", "spawn",
-           "throw_soon", "wait_until_ready")
+           "epoll", "getcurrent", "pause", "readable", "report_uncaught", "serve", "sleep", "spawn",
+           "throw_soon", "wait_until_ready", "when_readable")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
 _poll = monkey.get_original("select", "poll")
+# gevent removes it from the select module.
+epoll = monkey.get_original("select", "epoll")
+_LOOP_READ = 1
 # The event loop looks at its timers once a turn, so the shortest time is the next turn.
 _NEXT_TURN_S = 1e-9
 
@@ -73,6 +76,17 @@ def serve(listener: socket.socket, handle: Callable[..., None], most: int) -> St
 def after_this_turn(function: Callable[[], None]) -> None:
     """Call `function` in the event loop itself once the greenlets ready now have run."""
     gevent.get_hub().loop.run_callback(function)
+
+
+def when_readable(descriptor: int, function: Callable[[], None]) -> Callable[[], None]:
+    """Call `function` in the event loop whenever a descriptor is readable.
+
+    Returns  a function that ends this
+    """
+    watcher = gevent.get_hub().loop.io(descriptor, _LOOP_READ)
+    watcher.start(function)
+    stop: Callable[[], None] = watcher.stop
+    return stop
 
 
 def pause() -> None:

@@ -5,6 +5,7 @@ Source: specs/001 R1.
 
 import dataclasses
 import pathlib
+import resource
 import secrets
 import ssl
 import time
@@ -45,6 +46,7 @@ from app.upstream.failover import Attempts, Sender
 from app.upstream.pool import Pool
 from app.upstream.tls import trusting
 from app.upstream.transport import Transport
+from app.upstream.waiting import Waiting
 
 _MAX_FEED_BYTES = 8 * 1024 * 1024
 # Ten times the real feeds. A container's shared memory may be 64 MiB in all.
@@ -57,12 +59,16 @@ _KEEP_EVERY_S = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-    """The running parts of one worker; `app.extensions["router"]` holds it."""
+    """The running parts of one worker; `app.extensions["router"]` holds it.
+
+    head_timeout_s  from the first byte of a request's head to its last
+    """
 
     views: Views
     jobs: tuple[PeriodicJob, ...]
     in_flight: InFlight
     client_write_timeout_s: float
+    head_timeout_s: float
 
     def start(self) -> None:
         """Start what runs beside requests; called in each worker once it is up."""
@@ -90,10 +96,12 @@ def create_app(config: Config, *, send: Sender | None = None,
     views = Views(clock, _show, config.aliases_file.aliases, pause)
     dialer = Dialer(Names(clock))
     transport = build_transport(config, tls, dialer)
+    files_allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = config.max_inflight_requests.resolve(config.places(files_allowed))
+    in_flight = InFlight(most, config.max_body_bytes_in_flight, clock)
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
-                        clock)
-    in_flight = InFlight(config.max_inflight_requests.resolve(config.worker_connections))
+                        clock, Waiting(_half(most)))
     stickiness = build_stickiness(config, tls, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
@@ -109,8 +117,14 @@ def create_app(config: Config, *, send: Sender | None = None,
             PeriodicJob("metric files", metrics.keep_files, _KEEP_EVERY_S),
             PeriodicJob("sticky store", stickiness.store.keep, _KEEP_EVERY_S))
     app.extensions["router"] = Router(
-        views, jobs, in_flight, config.client_write_timeout_ms / 1000)
+        views, jobs, in_flight, config.client_write_timeout_ms / 1000,
+        config.client_header_timeout_ms / 1000)
     return app
+
+
+def _half(most: int) -> int:
+    """Return how many requests may wait for one model; of three or fewer half would be one."""
+    return most if most < 4 else most // 2
 
 
 def build_transport(config: Config, tls: ssl.SSLContext, dialer: Dialer) -> Transport:

@@ -8,12 +8,14 @@ the master kill it at shutdown. This worker does none of that.
 gunicorn loads this module in the master, before gevent has patched anything. It may import
 nothing that opens sockets.
 
-Source: specs/002 R21, specs/006 W3, W11, specs/007 R2, R3.
+Source: specs/002 R21, specs/006 W3, W11, specs/007 R1-R3, R20, R21.
 """
 
+import contextlib
 import email.utils
 import functools
 import gc
+import heapq
 import logging
 import os
 import socket
@@ -21,42 +23,45 @@ import sys
 import time
 from typing import Any
 
-from gunicorn import util
 from gunicorn.glogging import Logger
-from gunicorn.http.errors import (ExpectationFailed, InvalidHeader, InvalidResponseHeader,
+from gunicorn.http.errors import (ExpectationFailed, InvalidResponseHeader,
                                   InvalidResponseHeaderName, LimitRequestHeaders,
                                   LimitRequestLine, ParseException)
 from gunicorn.workers.ggevent import GeventWorker
 
-from app.client_socket import ClientSocket, HangUpWatch
+from app.client_socket import ClientSocket, Patience
 from app.config import ConfigError
 from app.dialing.liveness import notice_vanished
 from app.draining import Address, Drain
-from app.errors import ApiError, ClientGone, IdleTooLong, ShuttingDown, StreamCut
+from app.errors import (ApiError, BodyTooSlow, ClientGone, IdleTooLong, ShuttingDown, StreamCut)
 from app.eventloop import after_this_turn, report_uncaught, serve, sleep
+from app.hang_ups import HangUpWatch
+from app.heartbeat import Heartbeat
 from app.log_writer import write_lines_later, write_waiting_lines
 from app.logs import places
+from app.request_head import judge_head
 from app.routing.headers import sane_request_id
 
 logger = logging.getLogger(__name__)
 
-# A refused client has this long, and this many bytes, to stop sending and read the answer.
-_LINGER_S = 2.0
-_LINGER_BYTES = 1024 * 1024
 _REFUSAL_WRITE_S = 1.0
 # How much may wait unsent in the kernel for a slow reader. Without this bound a socket takes
 # megabytes, and then counts as stuck until a third of them has gone.
 _UNSENT_BYTES = 64 * 1024
-# How often a worker reports to the master and looks whether it is to end; how often it takes a
-# step of its drain.
-_TICK_S, _DRAIN_TICK_S = 0.25, 0.1
+# How often a worker reports to the master and looks whether it is to end; how often it does while
+# it is full; how often it takes a step of its drain.
+_TICK_S, _FULL_TICK_S, _DRAIN_TICK_S = 0.25, 0.05, 0.1
+# While a worker is full it gives up a tenth of its places at a time, if they are spare.
+_PLACES_AT_ONCE = 0.1
 # Between two tries to start a worker that cannot load the app.
 _START_AGAIN_S = 1.0
-# A connection that was opened or used more recently is about to be used again.
-_IDLE_LEAST_S = 1.0
 # Objects made and not freed, then collections of the young and of the middle generation.
 _COLLECT_AFTER = (10_000, 10, 50)
 
+# A head may be so many times as large as a field: what its client has sent of it takes memory.
+_FIELDS_AT_ONCE = 8
+_NO_TIMEOUT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_QUIET_ENDS = (BodyTooSlow, ClientGone, IdleTooLong, ShuttingDown)
 # gunicorn raises these where the app's own answer is at fault, not the request.
 _OUR_FAULT = (InvalidResponseHeader, InvalidResponseHeaderName)
 _REASONS: dict[type[Exception], tuple[int, str]] = {
@@ -64,7 +69,7 @@ _REASONS: dict[type[Exception], tuple[int, str]] = {
     ExpectationFailed: (417, "The expectation cannot be met."),
     LimitRequestHeaders: (431, "The header fields are too large."),
 }
-_PHRASES = {414: "URI Too Long", 417: "Expectation Failed",
+_PHRASES = {408: "Request Timeout", 414: "URI Too Long", 417: "Expectation Failed",
             431: "Request Header Fields Too Large", 500: "Internal Server Error"}
 
 
@@ -74,11 +79,26 @@ class RouterLogger(Logger):
     def access(self, *_: Any) -> None:
         """Do nothing; the stock method collects header fields and addresses first."""
 
+    def exception(self, msg: Any, *_: Any, **__: Any) -> None:
+        """Log the exception at hand by its type and place; the stock method logs its text."""
+        error = sys.exc_info()[1]
+        if error is not None:
+            _log_uncaught(error)
+
 
 class RouterWorker(GeventWorker):
     """Serves connections like its base, with the differences named in the module's text."""
 
     alive: bool
+    tmp: Any
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.tmp = Heartbeat(self.tmp)
+
+    def timeout_ctx(self) -> contextlib.AbstractContextManager[None]:
+        """Return what bounds the wait for a request: nothing, since ClientSocket does."""
+        return _NO_TIMEOUT
 
     def run(self) -> None:
         """Accept connections until told to end, then drain."""
@@ -86,6 +106,10 @@ class RouterWorker(GeventWorker):
         report_uncaught(_log_uncaught)
         _spare_the_garbage_collector()
         self._hang_ups = HangUpWatch()
+        router = self.wsgi.extensions["router"]
+        self._in_flight = router.in_flight
+        self._patience = Patience(self.cfg.keepalive, router.head_timeout_s,
+                                  _FIELDS_AT_ONCE * self.cfg.limit_request_field_size)
         # The second address is the one for probes, as gunicorn.conf.py binds them.
         self._clients, self._probes = Address(), Address()
         for listener, address in zip(self.sockets, (self._clients, self._probes)):
@@ -96,9 +120,11 @@ class RouterWorker(GeventWorker):
             address.server = serve(listener, handle, self.worker_connections)
         while self.alive:
             self._report()
-            self._make_room(for_one_more=False)
-            sleep(_TICK_S)
-        drain = Drain(self.wsgi.extensions["router"].in_flight, self._clients, self._probes,
+            full = [address for address in (self._clients, self._probes) if self._is_full(address)]
+            for address in full:
+                self._make_room(address, max(1, int(self.worker_connections * _PLACES_AT_ONCE)))
+            sleep(_FULL_TICK_S if full else _TICK_S)
+        drain = Drain(self._in_flight, self._clients, self._probes,
                       self.cfg.graceful_timeout - _TICK_S)
         while not drain.step():
             self._report()
@@ -134,34 +160,41 @@ class RouterWorker(GeventWorker):
         """Serve one connection."""
         if client.family != socket.AF_UNIX:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-        health_only = address is self._probes
-        connection = ClientSocket(client, self._hang_ups, health_only=health_only)
-        if not health_only:
-            self._make_room()
+        connection = ClientSocket(client, self._hang_ups, self._patience,
+                                  health_only=address is self._probes)
+        if self._is_full(address, with_one_more=True):
+            # The next may be a probe.
+            self._make_room(address, 1)
         address.connections.add(connection)
         try:
             self.handle(listener, connection, peer)
         finally:
-            connection.idle_since = None
+            connection.idle_since = connection.spare_from = None
             address.connections.discard(connection)
 
-    def _is_full(self, with_one_more: bool = False) -> bool:
-        return len(self._clients.connections) + with_one_more >= self.worker_connections
+    def _is_full(self, address: Address, with_one_more: bool = False) -> bool:
+        return len(address.connections) + with_one_more >= self.worker_connections
 
-    def _make_room(self, for_one_more: bool = True) -> None:
-        """Close the connection idle longest if no place is left: the next may be a probe."""
-        if not self._is_full(for_one_more):
-            return
-        idle = {connection.idle_since: connection for connection in self._clients.connections
-                if connection.idle_since is not None}
-        if idle and min(idle) < time.monotonic() - _IDLE_LEAST_S:
-            idle[min(idle)].close_if_idle()
+    def _make_room(self, address: Address, places: int) -> None:
+        """End up to so many connections that wait for their client, those spare longest first."""
+        now = time.monotonic()
+        spare = [(connection.spare_from, id(connection), connection)
+                 for connection in address.connections
+                 if connection.spare_from is not None and connection.spare_from <= now]
+        for _, _, connection in heapq.nsmallest(places, spare):
+            connection.give_way()
+        if address is self._clients:
+            for _ in range(places - len(spare)):
+                self._in_flight.make_room()
 
     def handle_request(self, listener_name: Any, req: Any, sock: ClientSocket, addr: Any) -> None:
         """Serve one request of a connection."""
-        sock.begin_request(req, _announces_body(req))
-        if self._is_full():
-            # An idle connection would keep the next client out.
+        announces_body, closes = judge_head(req.version, req.headers)
+        # gunicorn would send 100 Continue now, before anybody has looked at the request.
+        invites, req._expected_100_continue = req._expected_100_continue, False
+        sock.begin_request(req, announces_body, invites)
+        if closes or self._is_full(self._probes if sock.health_only else self._clients):
+            # An idle connection would keep the next client out of a full worker.
             sock.close_after_answer()
         try:
             super().handle_request(listener_name, req, sock, addr)
@@ -172,13 +205,15 @@ class RouterWorker(GeventWorker):
             next_is_here = bool(req.unreader.buf.getbuffer().nbytes)
             sock.end_request(waits=not (req.body.failed or next_is_here))
             if req.body.failed:
-                util.close_graceful(sock, _LINGER_S, _LINGER_BYTES)
+                sock.linger()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that the server itself could not serve; log nothing of it."""
-        if isinstance(exc, (ClientGone, ShuttingDown, IdleTooLong)):
+        if isinstance(exc, _QUIET_ENDS):
             return
-        if isinstance(exc, ParseException) and not isinstance(exc, _OUR_FAULT):
+        if isinstance(exc, ApiError):
+            error = exc
+        elif isinstance(exc, ParseException) and not isinstance(exc, _OUR_FAULT):
             status, message = _REASONS.get(type(exc), (400, "The request is not valid HTTP."))
             error = ApiError("bad_request", message, status=status)
         else:
@@ -187,14 +222,12 @@ class RouterWorker(GeventWorker):
         request_id = sane_request_id(fields.get("X-REQUEST-ID", ""))
         logger.log(logging.INFO if error.status < 500 else logging.ERROR, "request refused",
                    extra={"request_id": request_id, "status": error.status,
-                          "why": type(exc).__name__})
-        try:
+                          "why": exc.code if isinstance(exc, ApiError) else type(exc).__name__})
+        # The client may have gone, or its place may be needed: nobody is left to be told.
+        with contextlib.suppress(OSError, *_QUIET_ENDS):
             client.settimeout(_REFUSAL_WRITE_S)
             client.sendall(_refusal(error, request_id))
-            util.close_graceful(client, _LINGER_S, _LINGER_BYTES)
-        except OSError:
-            # The client has gone; nobody is left to be told.
-            pass
+            client.linger()
 
 
 def _spare_the_garbage_collector() -> None:
@@ -211,26 +244,6 @@ def _spare_the_garbage_collector() -> None:
 def _log_uncaught(error: BaseException) -> None:
     logger.error("internal error", extra={
         "error": type(error).__name__, "where": places(error)})
-
-
-def _announces_body(req: Any) -> bool:
-    """Say whether a request announces a body; refuse what gunicorn's parser lets pass.
-
-    Raises  InvalidHeader
-    """
-    names, announces = set(), False
-    for name, value in req.headers:
-        names.add(name)
-        if name == "TRANSFER-ENCODING":
-            if value.lower() != "chunked":
-                # A body packed on the way would go upstream as if it had not been.
-                raise InvalidHeader(name)
-            announces = True
-        elif name == "CONTENT-LENGTH":
-            announces = announces or value != "0"
-    if req.version >= (1, 1) and "HOST" not in names:
-        raise InvalidHeader("HOST")  # RFC 9112 section 3.2
-    return announces
 
 
 def _refusal(error: ApiError, request_id: str) -> bytes:

@@ -6,7 +6,8 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Room -> the rooms it may import beside itself; each stands above its own line.
 ROOMS = {
-    "errors": "", "eventloop": "", "proxies": "", "log_writer": "", "config_parsers": "",
+    "errors": "", "client": "", "heartbeat": "",
+    "eventloop": "", "proxies": "", "log_writer": "", "config_parsers": "",
     "dialing": "eventloop",
     "routing": "errors config_parsers",
     "alias_file": "config_parsers routing",
@@ -16,20 +17,23 @@ ROOMS = {
     "metric_files": "shared",
     "metrics": "config eventloop logs metric_files",
     "exposition": "metrics",
-    "client_socket": "errors eventloop",
+    "hang_ups": "eventloop",
+    "client_socket": "client errors eventloop hang_ups",
+    "request_head": "errors",
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
     "journal": "metrics routing",
     "sticky": "eventloop logs metrics shared routing",
-    "upstream": "errors eventloop dialing metrics journal client_socket routing",
+    "upstream": "errors client eventloop dialing logs metrics journal routing",
     "control": "errors eventloop dialing logs metrics routing",
-    "routes": "errors config logs metrics exposition journal client_socket eventloop inflight "
-              "routing sticky upstream",
+    "routes": "errors client config logs metrics exposition journal eventloop inflight routing "
+              "sticky upstream",
     "factory": "dialing config eventloop shared metrics journal inflight routing sticky upstream "
                "control routes",
     "wsgi": "config factory",
     "master": "",
-    "worker": "errors config eventloop dialing logs log_writer client_socket draining routing",
+    "worker": "errors config eventloop dialing heartbeat logs log_writer hang_ups client_socket "
+              "draining request_head routing",
 }
 
 

@@ -9,17 +9,18 @@ import io
 import logging
 import socket
 import ssl
+import time
 
 import gevent.socket
 import gunicorn.arbiter
 import pytest
 import redis
 import requests
-from gunicorn import util
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http import get_parser
 from gunicorn.workers.ggevent import GeventWorker
+from gunicorn.workers.workertmp import WorkerTmp
 from prometheus_client import CollectorRegistry, Counter, values
 from urllib3 import PoolManager
 from prometheus_client.mmap_dict import MmapedDict
@@ -48,9 +49,9 @@ def test_gunicorn_calls_the_workers_methods_that_it_overrides():
     """001-R1: RouterWorker overrides these; the base class calls them with these arguments."""
     assert names(GeventWorker.handle_request) == ["self", "listener_name", "req", "sock", "addr"]
     assert names(GeventWorker.handle_error) == ["self", "req", "client", "addr", "exc"]
-    assert names(GeventWorker.run) == ["self"]
+    assert names(GeventWorker.run) == names(GeventWorker.timeout_ctx) == ["self"]
     assert names(GeventWorker.handle) == ["self", "listener", "client", "addr"]
-    assert names(Logger.access)[0] == "self"
+    assert names(Logger.access)[0] == names(Logger.exception)[0] == "self"
 
 
 def test_a_gunicorn_worker_knows_its_master_and_its_listeners():
@@ -85,9 +86,19 @@ def test_a_gunicorn_request_shows_what_came_behind_it(parser):
     assert request.unreader.buf.getvalue().startswith(b"GET /next")
 
 
-def test_gunicorn_can_close_a_connection_whose_peer_still_sends():
-    """002-R1: RouterWorker calls util.close_graceful(socket, seconds, bytes)."""
-    assert names(util.close_graceful)[:3] == ["sock", "timeout", "max_drain"]
+def test_a_gunicorn_request_knows_that_its_client_waits_to_be_asked(parser):
+    """002-R40: RouterWorker reads and clears Request._expected_100_continue."""
+    assert next(parser)._expected_100_continue is False
+
+
+def test_gunicorns_master_asks_a_workers_heartbeat_when_it_was_touched():
+    """007-R21: RouterWorker puts an object of its own in the place of Worker.tmp."""
+    assert "worker.tmp.last_update()" in inspect.getsource(gunicorn.arbiter.Arbiter.murder_workers)
+    before, heartbeat = time.monotonic(), WorkerTmp(Config())
+    heartbeat.notify()
+    assert before - 1 <= heartbeat.last_update() <= time.monotonic()
+    assert heartbeat.fileno() >= 0
+    heartbeat.close()
 
 
 def test_gunicorns_master_keeps_signals_in_a_queue():

@@ -12,7 +12,7 @@ from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.routing import MapAdapter, Rule
 
-from app.client_socket import client_of
+from app.client import client_of
 from app.errors import ApiError
 from app.inflight import InFlight
 from app.routes.cors import Cors

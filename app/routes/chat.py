@@ -10,13 +10,13 @@ from typing import Any
 
 from flask import Response, request
 
-from app.client_socket import Client, client_of
+from app.client import Client, client_of
 from app.config import OPENAI_ERRORS, PASS_UNKNOWN, Config
-from app.errors import ApiError, ClientGone, ShuttingDown
-from app.inflight import InFlight, overloaded
+from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded
+from app.inflight import Admission, InFlight
 from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
-from app.routes.body import read_body, skip_body
+from app.routes.body import judge_announced, read_body, skip_body
 from app.routing.decision import Asked, Decision, Mode, decide, read_asked
 from app.routing.error_member import MAX_BYTES, may_lack_member, with_error_member
 from app.routing.event_stream import StreamTail, is_event_stream
@@ -80,13 +80,8 @@ class Completions:
         environ = request.environ
         record = RequestRecord(environ["router.request_id"], self.clock)
         try:
-            try:
-                record.on_finish = self.in_flight.enter(record.cut_at_shutdown)
-            except ApiError:
-                skip_body(environ)
-                raise
-            return self._answer(path, environ, record)
-        except (ApiError, ShuttingDown) as error:
+            return self._answer(path, environ, record, self._admit(environ, record))
+        except (ApiError, BodyTooSlow, ShuttingDown) as error:
             # Not kept in a variable: its traceback would keep this frame, and itself with it.
             raise _refused(record, error) from None
         except BaseException as error:
@@ -95,12 +90,24 @@ class Completions:
             record.finish()
             raise
 
-    def _answer(self, path: str, environ: dict[str, Any], record: RequestRecord) -> Response:
+    def _admit(self, environ: dict[str, Any], record: RequestRecord) -> Admission:
+        announced = judge_announced(environ, self.config.max_request_bytes)
+        try:
+            admission = self.in_flight.arrive(record.cut_at_shutdown, announced)
+        except ApiError:
+            skip_body(environ)
+            raise
+        record.on_finish = admission.leave
+        return admission
+
+    def _answer(self, path: str, environ: dict[str, Any], record: RequestRecord,
+                admission: Admission) -> Response:
         client, config = client_of(environ), self.config
-        field = find_model(read_body(
-            environ, config.max_request_bytes, config.client_body_timeout_ms / 1000))
+        body = read_body(environ, config.max_request_bytes, config.client_body_timeout_ms / 1000,
+                         admission)
+        admission.begin()
         # Read once, behind the body: that may have taken its time.
-        view = self.views.current
+        view, field = self.views.current, find_model(body)
         record.label, record.asked = view.label, view.label(field.model)
         asked = read_asked(view, field.model, config.max_model_list_items)
         record.mode, sticky = asked.mode, self._sticky(environ, asked)
@@ -113,6 +120,7 @@ class Completions:
         client.watch()
         committed = self._run(decision, self._prepared(path, environ, record, field, asked),
                               (record, sticky) if sticky else (record,))
+        admission.release_body()
         try:
             return self._respond(environ, client, record, decision, committed)
         except BaseException:
@@ -191,9 +199,14 @@ def _told_of(decision: Decision) -> list[Field]:
     return skipped_fields(decision.skipped) if decision.skipped else []
 
 
-def _refused(record: RequestRecord, why: ApiError | ShuttingDown) -> ApiError:
+def _refused(record: RequestRecord, why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
     """Finish the record of a request that gets no answer of an upstream; return what it gets."""
-    error = why if isinstance(why, ApiError) else overloaded("The router is about to end.")
+    if isinstance(why, ApiError):
+        error = why
+    elif isinstance(why, BodyTooSlow):
+        error = overloaded("The body came too slowly for a router with so much to do.")
+    else:
+        error = overloaded("The router is about to end.")
     record.status, record.code, record.ending = error.status, error.code, Ending.REFUSED
     record.finish()
     return error

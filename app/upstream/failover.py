@@ -3,7 +3,7 @@
 The request is prepared once and attempted many times. app.routing.outcomes says what an attempt's
 failure does to the request; this module carries it out.
 
-Source: specs/002 R11-R15, specs/005 R5, R6.
+Source: specs/002 R11-R15, specs/005 R5, R6, specs/007 R22.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from app.routing.model_field import Pieces
 from app.routing.outcomes import (WHEN_EXHAUSTED, Attempt, Failure, UpstreamFailed,
                                   not_found_failure, status_failure)
 from app.upstream.transport import UpstreamResponse
+from app.upstream.waiting import Waiting
 
 # A longer body of a 404 does not say that a model is unknown.
 _LARGEST_REFUSAL = 64 * 1024
@@ -79,12 +80,14 @@ class Attempts:
     first_byte_timeout_s  from the headers of a 2xx to its first body byte, total
     max_attempts          candidates tried for one request
     clock                 returns seconds, monotonic
+    waiting               who waits for which model
     """
 
     send: Sender
     first_byte_timeout_s: float
     max_attempts: int
     clock: Callable[[], float] = time.monotonic
+    waiting: Waiting = dataclasses.field(default_factory=Waiting)
 
     def run(self, candidates: tuple[str, ...], request: Prepared,
             observers: Sequence[AttemptObserver]) -> Committed:
@@ -94,19 +97,26 @@ class Attempts:
         request     what is sent
         observers   told of each attempt as it ends
         Returns     Committed
-        Raises      ApiError when the last attempt failed and there is nothing to pass on
+        Raises      ApiError when the last attempt failed and there is nothing to pass on, or when
+                    too many requests wait for the last candidate
         Cost        I/O; switches greenlets
 
         Source: specs/002 R11.
         """
         tried = candidates[:self.max_attempts]
         for model in tried:
+            last = model == tried[-1]
+            if self.waiting.is_full(model) and not last:
+                continue
+            self.waiting.enter(model)
             try:
-                return self._attempt(model, request, observers, last=model == tried[-1])
+                return self._attempt(model, request, observers, last)
             except UpstreamFailed as error:
                 # Not the error itself: its traceback would keep this frame, and all of the
                 # attempt, until the garbage collector came by.
                 failure = error.failure
+            finally:
+                self.waiting.leave(model)
         raise _exhausted(failure)
 
     def _attempt(self, model: str, request: Prepared, observers: Sequence[AttemptObserver],

@@ -1,15 +1,19 @@
 """Passes bytes on to the client as they come, and cuts a broken answer so that it shows.
 
-Source: specs/002 R16, R17; specs/006 W4.
+Source: specs/002 R16, R17; specs/006 W4, W23.
 """
 
+import logging
 from collections.abc import Iterator
 
-from app.client_socket import Client
+from app.client import Client
 from app.errors import BodyBroke, StreamCut
 from app.journal import Ending, RequestRecord
+from app.logs import places
 from app.routing.event_stream import StreamTail
 from app.upstream.transport import UpstreamResponse
+
+logger = logging.getLogger(__name__)
 
 
 class Relay:
@@ -50,6 +54,13 @@ class Relay:
         except BodyBroke as error:
             record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, error.cause
             raise StreamCut from error
+        except Exception as error:
+            # A defect of the router. gunicorn would log it with its text.
+            logger.error("internal error", extra={
+                "request_id": record.request_id, "error": type(error).__name__,
+                "where": places(error)})
+            record.ending = Ending.INTERNAL_ERROR
+            raise StreamCut from None
         record.unfinished = tail is not None and not tail.is_done()
         if record.unfinished and self._cuts:
             record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, "unfinished"

@@ -5,13 +5,15 @@ import logging
 import types
 
 import pytest
+from gunicorn.config import Config
 
 from app import metrics
 from app.config import load_config
-from app.errors import ApiError, ClientGone
+from app.errors import ApiError, ClientGone, StreamCut
 from app.factory import create_app
 from app.routing.outcomes import Failure, UpstreamFailed
 from app.upstream.failover import Attempts, Prepared
+from app.worker import RouterLogger
 
 OK = {"status": 200, "chunks": (b"first", b"second")}
 
@@ -149,3 +151,36 @@ def test_a_defect_is_a_500_that_quotes_nothing_and_a_line_without_the_exceptions
     assert (told.status, told.ended) == (500, "internal_error")
     [line] = [r for r in caplog.records if r.message == "internal error"]
     assert line.error == "RuntimeError" and any("failover.py" in place for place in line.where)
+
+
+def test_a_defect_after_the_commit_is_told_as_one_and_cuts_the_client(client_for, caplog):
+    """006-W23, 001-R7: not as a client that left."""
+    def breaks():
+        yield b"first"
+        raise RuntimeError("sk-planted")
+
+    answer, counted = Answer(chunks=breaks()), metrics.internal_errors_total._value.get()
+    with caplog.at_level(logging.INFO):
+        response = post(client_for(Transport(a=answer)), "a")
+        with pytest.raises(StreamCut):
+            assert response.data
+        response.close()
+    metrics.write_counts()
+    assert metrics.internal_errors_total._value.get() == counted + 1 and answer.closed
+    [told] = [r for r in caplog.records if r.message == "request"]
+    assert (told.status, told.bytes, told.ended) == (200, 5, "internal_error")
+    [line] = [r for r in caplog.records if r.message == "internal error"]
+    assert line.error == "RuntimeError" and any("breaks" in place for place in line.where)
+    assert "sk-planted" not in caplog.text
+
+
+def test_gunicorn_logs_no_exceptions_text(caplog):
+    """001-R7, 006-W23: whatever it meets after the commit."""
+    logger = RouterLogger(Config())
+    with caplog.at_level(logging.INFO):
+        try:
+            raise RuntimeError("sk-planted")
+        except RuntimeError:
+            logger.exception("Error handling %s", "sk-planted")
+    [line] = caplog.records
+    assert line.error == "RuntimeError" and "sk-planted" not in caplog.text

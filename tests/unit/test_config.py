@@ -253,3 +253,32 @@ def test_allowed_origins_are_separated_by_commas_or_spaces(environment):
     config = environment(CORS_ALLOW_ORIGINS="https://b.example, http://[::1]:3000 *")
     assert config.cors_allow_origins == {"https://b.example", "http://[::1]:3000", "*"}
     assert config.effective()["CORS_ALLOW_ORIGINS"] == "* http://[::1]:3000 https://b.example"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_MS")])
+def test_a_duration_has_a_least_value_that_is_one(environment, name):
+    """001-R4: no network answers within a millisecond."""
+    least = {"MODELS_REFRESH_MS": 20, "UTILIZATION_REFRESH_MS": 20,
+             "CONTROL_PLANE_TIMEOUT_MS": 100}.get(name, 50)
+    with pytest.raises(ConfigError, match=f"{name}: got '{least - 1}', .* at least {least}"):
+        environment(**{name: str(least - 1)})
+    environment(**{name: str(least)})
+
+
+def test_all_bodies_together_may_be_as_large_as_one(environment):
+    """007-R20"""
+    environment(MAX_REQUEST_BYTES="1000", MAX_BODY_BYTES_IN_FLIGHT="1000")
+    with pytest.raises(ConfigError, match="MAX_BODY_BYTES_IN_FLIGHT: got '999', expected at least "
+                                          "MAX_REQUEST_BYTES"):
+        environment(MAX_REQUEST_BYTES="1000", MAX_BODY_BYTES_IN_FLIGHT="999")
+
+
+@pytest.mark.parametrize("connections, health, files, places", [
+    ("2000", "", -1, 2000), ("2000", "", 4100, 2000), ("2000", "", 1100, 500),
+    ("2000", "127.0.0.1:1", 1000, 300), ("5", "", 1024, 5), ("1", "", 1024, 2),
+    ("2000", "", 64, 2)])
+def test_a_worker_takes_as_many_connections_as_its_files_allow(
+        environment, connections, health, files, places):
+    """007-R1, 007-R12: and two at least, one for a request and one for a probe."""
+    config = environment(WORKER_CONNECTIONS=connections, HEALTH_LISTEN_ADDR=health)
+    assert config.places(files) == places

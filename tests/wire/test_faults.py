@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from tests.support.feeds import models_feed, public_names, utilization_feed
-from tests.support.router import Router, free_port, read_to_end, read_until
+from tests.support.router import DEADLINE_S, Router, free_port, read_to_end, read_until
 from tests.support.upstream import (Upstream, close_at_once, complete, drip, headers_then_end,
                                     headers_then_stall, pieces, raw, reset_at_once, sse, stall)
 from tests.wire.conftest import LISTED, SHORT
@@ -43,7 +43,8 @@ def upstream():
 def router(upstream):
     # The feeds are fetched once: their connections must not come and go while others are counted.
     calm = {"MODELS_REFRESH_MS": "3600000", "UTILIZATION_REFRESH_MS": "3600000",
-            "READYZ_MAX_SNAPSHOT_AGE_MS": "3600000", "MAX_REQUEST_BYTES": "20000000"}
+            "READYZ_MAX_SNAPSHOT_AGE_MS": "3600000", "MAX_REQUEST_BYTES": "20000000",
+            "MAX_BODY_BYTES_IN_FLIGHT": "20000000"}
     with Router(upstream.url, **SHORT | calm) as process:
         process.wait_until_fed()
         yield process
@@ -1072,7 +1073,8 @@ HALF_A_BODY = (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: 
                b"Content-Length: 100\r\n\r\n{\"model\":")
 
 
-@pytest.mark.parametrize("case", ["F23 late", "F23 too large", "F23 broken", "F23 died"])
+@pytest.mark.parametrize("case", ["F23 late", "F23 too large", "F23 broken", "F23 packed",
+                                  "F23 died"])
 def test_a_body_that_does_not_arrive_whole_reaches_nobody(router, upstream, model, oracle, case):
     """006-W12, 006-W13, 002-R1"""
     name, before = model(), len(upstream.exchanges)
@@ -1082,6 +1084,8 @@ def test_a_body_that_does_not_arrive_whole_reaches_nobody(router, upstream, mode
         "F23 too large": (half.replace(b"100", b"99999999"), "request_too_large", 413),
         "F23 broken": (half.replace(b"Content-Length: 100", CHUNKED_FIELD) + b"\r\n",
                        "invalid_body", 400),
+        "F23 packed": (half.replace(b"\r\n\r\n", b"\r\nContent-Encoding: br\r\n\r\n"),
+                       "unsupported_encoding", 415),
         "F23 died": (half, "invalid_body", 400)}[case]
     with socket.create_connection(("127.0.0.1", router.port), 10) as client:
         client.sendall(data)
@@ -1128,6 +1132,37 @@ def test_a_request_that_can_be_read_two_ways_is_refused_with_all_that_follows(
     assert b'"code": "bad_request"' in answer and b"Connection: close" in answer
     assert len(upstream.exchanges) == before
     oracle.holds({})
+
+
+def test_F24_a_head_that_does_not_come_whole_is_refused_in_time(router, upstream, oracle):
+    """002-R40, 006-W13"""
+    answer = router.exchange(request_bytes("late", LISTED, nonce="late").partition(b"Length")[0])
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"code": "request_timeout"' in answer
+    oracle.holds({})
+
+
+def test_F40_what_a_worker_has_no_memory_for_is_refused(router, upstream, model, oracle):
+    """007-R20, 006-W13"""
+    name, waiting = model(), threading.Event()
+
+    def wait(exchange):
+        assert waiting.wait(DEADLINE_S)
+        complete(b"ok")(exchange)
+
+    upstream.on(name, wait)
+    body = json.dumps({"model": name}).encode()
+    answers = []
+    asker = threading.Thread(target=lambda: answers.append(router.post(body.ljust(15_000_000))))
+    asker.start()
+    upstream.wait_for(name)
+    refused = router.post(body.ljust(6_000_000), {"X-Request-Id": name})
+    waiting.set()
+    asker.join(DEADLINE_S)
+    assert (refused.status, refused.error["code"]) == (503, "overloaded")
+    assert refused.value("Retry-After") and answers[0].status == 200
+    record = router.record(name)
+    assert (record["ended"], record["attempts"]) == ("refused", [])
+    oracle.holds({("overloaded_total",): 1})
 
 
 @pytest.fixture(scope="module")

@@ -44,8 +44,8 @@ def test_readyz_says_what_is_missing(models, rows, code):
 
 
 @pytest.mark.parametrize("settings, code", [
-    ({"READYZ_MAX_ALLOWLIST_AGE_MS": "1"}, "stale_allowlist"),
-    ({"READYZ_MAX_SNAPSHOT_AGE_MS": "1"}, "stale_snapshot"),
+    ({"READYZ_MAX_ALLOWLIST_AGE_MS": "50"}, "stale_allowlist"),
+    ({"READYZ_MAX_SNAPSHOT_AGE_MS": "50"}, "stale_snapshot"),
 ])
 def test_readyz_says_what_is_stale(settings, code):
     """001-R10"""
