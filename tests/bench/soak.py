@@ -16,6 +16,7 @@ import subprocess
 import time
 
 from tests.bench import network
+from tests.bench.leaned_on import lean
 from tests.bench.soak_memory import filled
 from tests.support.feeds import models_feed, public_names, utilization_feed
 from tests.support.router import Router
@@ -23,7 +24,8 @@ from tests.wire.conftest import LISTED
 
 CONCURRENCY = 64
 SLOW_READERS = 40
-ATTACK_S = 20
+# How long each attack lasts, and the silent clients in the short run of the tests.
+ATTACK_S, LEAN_S = 20, 3
 # Load before and after each fault of the network, and how long its resolver is silent.
 CALM_S, SILENT_S = 8, 10
 FILLED_S = 5
@@ -155,11 +157,13 @@ class Tally:
     good_beside: int = 0
     bad_beside: int = 0
     left_behind: int = 0
+    late_probes: int = 0
 
     @property
     def bad(self):
         """Return how many promises were broken."""
-        return self.lost_or_foreign + self.wrong_end + self.bad_beside + self.left_behind
+        return (self.lost_or_foreign + self.wrong_end + self.bad_beside + self.left_behind
+                + self.late_probes)
 
     def judge(self, plan, status, body, ended):
         """Compare what one client saw with what its plan allows."""
@@ -314,7 +318,14 @@ async def soak(streams, attack_s, report=print):
     try:
         await asyncio.to_thread(router.__enter__)
         await asyncio.to_thread(router.wait_until_fed)
-        return await _soak(router, backend, streams, attack_s, report)
+        tally = await _soak(router, backend, streams, attack_s, report)
+        await asyncio.to_thread(router.stop)
+        before, lost = tally.good_beside, tally.bad_beside
+        tally.late_probes = await lean(
+            url, lambda port, until: good_traffic(port, tally, until), attack_s or LEAN_S, report)
+        report(f"{tally.good_beside - before} good streams beside them, "
+               f"{tally.bad_beside - lost} lost")
+        return tally
     finally:
         await asyncio.to_thread(router.stop)
         server.close()

@@ -232,9 +232,11 @@ def test_one_model_that_hangs_takes_half_of_the_places(backend):
             assert listed.value("X-Chutes-Autopilot-Selected") == "b"
             assert [each["model"] for each in router.record("listed")["attempts"]] == ["b"]
         until(lambda: router.metrics()["requests_active",] == 0)
-        backend.on("a", Held())
+        backend.on("a", held := Held())
         with sending(router, request("a")) as [client]:
             read_until(client, b"first")
+            held.go_on.set()
+            read_until(client, b"[DONE]")
 
 
 def test_a_worker_with_one_connection_still_answers_probes(backend):
