@@ -92,6 +92,22 @@ def test_a_reload_with_a_directory_or_a_ca_bundle_gone_is_refused(backend, tmp_p
         reload_made(router)
 
 
+@pytest.mark.parametrize("change", [lambda path: path.unlink(),
+                                    lambda path: path.write_text("[[alias]]\n")])
+def test_a_reload_with_an_aliases_file_that_is_gone_or_bad_is_refused(backend, tmp_path, change):
+    """007-R4"""
+    path = tmp_path / "aliases.toml"
+    good = '[[alias]]\nname = "gpt-4o"\nmodels = ["a"]\n'
+    path.write_text(good)
+    with Router(backend.url, ALIASES_FILE=str(path)) as router:
+        router.wait_until_fed()
+        change(path)
+        assert reload_refused(router).startswith("ALIASES_FILE: ")
+        assert router.chat("gpt-4o").status == 200
+        path.write_text(good)
+        reload_made(router)
+
+
 @pytest.mark.parametrize("file, broken", [
     ("app/factory.py", "import nothing_of_this_name"), ("app/routing/view.py", "def ("),
     ("app/config.py", "1 / 0"), ("gunicorn.conf.py", "raise RuntimeError('no')"),
