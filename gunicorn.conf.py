@@ -72,10 +72,6 @@ if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
     os.environ[RUNTIME_OWNER] = str(os.getpid())
     os.environ[RUNTIME_DIRECTORY] = directory
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.path.join(directory, METRICS)
-# Workers show here that they live, in files without a name. On a disk, a slow write would make them
-# look dead. Not in the directory itself: without it the master could start no worker.
-worker_tmp_dir = os.path.dirname(os.environ[RUNTIME_DIRECTORY])
-
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 with contextlib.suppress(OSError, ValueError):
     # If this is refused the soft limit stays; on_starting warns if it is too low.
@@ -130,7 +126,7 @@ def post_fork(server, worker):
     while not server.SIG_QUEUE.empty():
         if server.SIG_QUEUE.get() in endings:
             end()
-    if not has_room(worker_tmp_dir, WORKER_BYTES):
+    if not has_room(os.path.dirname(os.environ[RUNTIME_DIRECTORY]), WORKER_BYTES):
         # It could count nothing that others can read. The master starts another one.
         server.log.error("no room in the runtime directory for a worker to start")
         time.sleep(1)

@@ -27,7 +27,9 @@ from gunicorn.glogging import Logger
 from gunicorn.http.errors import (ExpectationFailed, InvalidResponseHeader,
                                   InvalidResponseHeaderName, LimitRequestHeaders,
                                   LimitRequestLine, ParseException)
+from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
+from gunicorn.workers.workertmp import WorkerTmp
 
 from app.client_socket import ClientSocket, Patience
 from app.config import ConfigError
@@ -71,6 +73,19 @@ _REASONS: dict[type[Exception], tuple[int, str]] = {
 }
 _PHRASES = {408: "Request Timeout", 414: "URI Too Long", 417: "Expectation Failed",
             431: "Request Header Fields Too Large", 500: "Internal Server Error"}
+
+
+class _Heartbeat(WorkerTmp):
+    """What a worker touches to show that it lives: a file in memory, without a directory.
+
+    Where no file can be made, the master could start no worker, and would end.
+    """
+
+    def __init__(self, _: Any) -> None:
+        self._tmp = os.fdopen(os.memfd_create("heartbeat"), "w+b", 0)
+
+
+base.WorkerTmp = _Heartbeat
 
 
 class RouterLogger(Logger):

@@ -7,6 +7,7 @@ assumption no longer holds, and where it is used.
 import inspect
 import io
 import logging
+import os
 import socket
 import ssl
 import time
@@ -19,6 +20,7 @@ import requests
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http import get_parser
+from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
 from gunicorn.workers.workertmp import WorkerTmp
 from prometheus_client import CollectorRegistry, Counter, values
@@ -126,6 +128,16 @@ def test_gunicorn_numbers_its_workers_from_the_first_one_on():
     worker = GeventWorker(7, 12, [], None, 1, Config(), logging.getLogger())
     worker.tmp.close()
     assert worker.age == 7 and names(GeventWorker.load_wsgi) == ["self"]
+
+
+def test_gunicorn_takes_a_workers_heartbeat_from_one_name():
+    """007-R13: worker.py puts a subclass in place of base.WorkerTmp, and sets its _tmp."""
+    assert "self.tmp = WorkerTmp(cfg)" in inspect.getsource(base.Worker.__init__)
+    with open(os.memfd_create("heartbeat"), "w+b", 0) as file:
+        tmp = WorkerTmp.__new__(WorkerTmp)
+        tmp._tmp = file
+        tmp.notify()
+        assert tmp.last_update() == pytest.approx(time.monotonic(), abs=60)
 
 
 def test_a_gevent_socket_has_the_kernels_socket():

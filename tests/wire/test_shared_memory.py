@@ -70,6 +70,23 @@ def test_new_labels_on_a_full_file_system_cost_their_numbers_only(backend):
         assert router.stop() == 0
 
 
+def test_a_file_system_that_takes_no_more_files_costs_the_sharing_of_new_workers_only(backend):
+    """007-R13"""
+    with mounted(Router(backend.url, WEB_CONCURRENCY="2"), shm("48m,nr_inodes=100")) as router:
+        router.wait_until_fed()
+        folder = pathlib.Path(f"/proc/{router.process.pid}/root/dev/shm")
+        with contextlib.suppress(OSError):
+            for number in range(100):
+                (folder / f"filler-{number}").touch()
+        pids = [line["pid"] for line in router.lines if line["message"] == "worker ready"]
+        for count, pid in enumerate(pids, 3):
+            os.kill(pid, signal.SIGKILL)
+            router.wait_for_lines(lambda line: line["message"] == "worker ready", count)
+        until(lambda: router.get("/readyz").status == 200)
+        assert router.chat(NAMES[0]).status == 200 and router.get("/metrics").status == 200
+        assert router.stop() == 0
+
+
 # Every place where Python looks for a temporary directory; the working directory is the last.
 NO_TEMPORARY = [
     *[read_only(folder) for folder in ("/var/tmp", "/usr/tmp") if os.path.isdir(folder)],
