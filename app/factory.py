@@ -160,7 +160,8 @@ def build_feeds(config: Config, tls: ssl.SSLContext, dialer: Dialer, views: View
                 clock: Callable[[], float]) -> tuple[Feed[Any], ...]:
     """Return the two feeds, which replace the view."""
     shared = runtime_directory()
-    changes = CatalogueChanges(views, shared / "catalogue.json" if shared else None)
+    changes = CatalogueChanges(views, shared / "catalogue.json" if shared else None,
+                               lambda: shared is None or is_private(shared))
     sources: tuple[FeedSource[Any], ...] = (
         FeedSource("models", config.models_url, config.models_refresh_ms / 1000, parse_models,
                    changes.take),

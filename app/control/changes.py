@@ -8,7 +8,7 @@ import fcntl
 import json
 import logging
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from app.eventloop import pause
 from app.metrics import catalogue_changes_total, count
@@ -24,14 +24,17 @@ _LINES_PER_SLICE = 64
 class CatalogueChanges:
     """Takes each new catalogue, and logs and counts what has changed since the host's last.
 
-    views  that take it
-    path   of a file that keeps the last catalogue's ids for the workers of the host; None: this
-           worker is alone
+    views   that take it
+    path    of a file that keeps the last catalogue's ids for the workers of the host; None: this
+            worker is alone
+    usable  says whether the file's directory may be read and written now
     """
 
-    def __init__(self, views: Views, path: pathlib.Path | None) -> None:
+    def __init__(self, views: Views, path: pathlib.Path | None,
+                 usable: Callable[[], bool] = lambda: True) -> None:
         self._views = views
         self._path = path
+        self._usable = usable
 
     def take(self, models: Iterable[Model], age_s: float) -> None:
         """Take a catalogue; see Views.take_models.
@@ -57,6 +60,8 @@ class CatalogueChanges:
     def _exchange(self, catalogue: Catalogue) -> frozenset[str] | None:
         """Return the ids that the host knew, and keep these if they are newer; None at first."""
         assert self._path is not None
+        if not self._usable():
+            return None
         # Without the file a change goes unsaid. Whoever has it locked has the same to say.
         with contextlib.suppress(OSError, ValueError), open(self._path, "a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
