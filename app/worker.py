@@ -75,7 +75,7 @@ _PHRASES = {408: "Request Timeout", 414: "URI Too Long", 417: "Expectation Faile
             431: "Request Header Fields Too Large", 500: "Internal Server Error"}
 
 
-class _Heartbeat(WorkerTmp):
+class _MemoryFile(WorkerTmp):
     """What a worker touches to show that it lives: a file in memory, without a directory.
 
     Where no file can be made, the master could start no worker, and would end.
@@ -85,7 +85,7 @@ class _Heartbeat(WorkerTmp):
         self._tmp = os.fdopen(os.memfd_create("heartbeat"), "w+b", 0)
 
 
-base.WorkerTmp = _Heartbeat
+base.WorkerTmp = _MemoryFile
 
 
 class RouterLogger(Logger):
