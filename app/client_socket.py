@@ -113,6 +113,7 @@ class ClientSocket(Client, gevent.socket.socket):
         """Take the connection back from its request; `waits`: nothing of the next one is here."""
         self._watched, self._request = False, None
         self._joining, self._held_back = False, b""
+        self.settimeout(None)
         now = time.monotonic()
         if waits:
             self.idle_since, self.spare_from = now, now + _USED_SPARE_S
@@ -164,8 +165,11 @@ class ClientSocket(Client, gevent.socket.socket):
         self._share.take()
         if self._request is not None:
             return self._recv(*args)
-        self.settimeout(self._patience.idle_s if self._head_since is None else max(
-            0.001, self._head_since + self._patience.head_s - time.monotonic()))
+        if self._head_since is not None:
+            left = self._head_since + self._patience.head_s - time.monotonic()
+            self.settimeout(max(0.001, left))
+        elif self.gettimeout() is None:
+            self.settimeout(self._patience.idle_s)
         try:
             data = self._recv(*args)
         except TimeoutError:

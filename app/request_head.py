@@ -12,6 +12,8 @@ from app.errors import ApiError
 # RFC 9112 section 3.2, RFC 3986 section 3.2.2: a name or an address, and a port; no user before it,
 # no path behind it, and no comma in it, by which two hosts would look like one.
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{1,5})?)?")
+# Most hosts are of this form, which takes less time to see.
+_is_plain_host = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]{1,4})?").fullmatch
 _ONCE = frozenset(("AUTHORIZATION", "HOST"))
 
 
@@ -28,7 +30,7 @@ def judge_head(version: tuple[int, int], fields: Iterable[tuple[str, str]]) -> t
         raise ApiError("bad_request", "The version of HTTP is none that is spoken here.")
     names, announces, closes = set(), False, False
     for name, value in fields:
-        if name in names and name in _ONCE:
+        if name in _ONCE and name in names:
             raise ApiError("bad_request", f"There are two {name.capitalize()} fields.")
         names.add(name)
         if name == "TRANSFER-ENCODING":
@@ -39,7 +41,8 @@ def judge_head(version: tuple[int, int], fields: Iterable[tuple[str, str]]) -> t
         elif name == "CONTENT-LENGTH":
             announces = announces or value != "0"
         elif name == "HOST":
-            _judge_host(value)
+            if not _is_plain_host(value):
+                _judge_host(value)
         elif name == "CONNECTION" and "close" in (lower := value.lower()):
             # gunicorn heeds one field of this name, and only if it says nothing else.
             closes = closes or "close" in [option.strip(" \t") for option in lower.split(",")]
