@@ -133,6 +133,17 @@ def test_fit_can_be_switched_off():
         assert picked(router, AUTO, **parts("image_url")) == TEXT
 
 
+def test_a_sticky_choice_that_does_not_fit_is_passed_over_once_and_kept():
+    """005-R50"""
+    with backend() as upstream, Router(upstream.url, **SHORT) as router:
+        router.wait_until_fed()
+        # The client's own choice, which is not the best ranked.
+        assert picked(router, f"{LONG},{TEXT}") == LONG
+        assert picked(router, AUTO) == LONG
+        assert picked(router, AUTO, **parts("image_url")) == SEES
+        assert picked(router, AUTO) == LONG
+
+
 @pytest.mark.parametrize("alias, pool", [
     ("gpt-4o", [SEES, LONG]), ("fixed", [LONG, TEXT, BARE, HIDDEN]), ("secret", [HIDDEN]),
     ("long", [BARE, SEES, LONG, HEARS]), (HEARS, [TEXT])])
