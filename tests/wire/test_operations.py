@@ -219,7 +219,8 @@ def test_the_health_address_takes_no_chat_completions(crowded):
     router, port = crowded
     refused = router.chat("a", port=port)
     assert (refused.status, refused.error["code"]) == (404, "not_found")
-    assert router.get("/v1/chat/completions", port=port).status == 404
+    for method in ("GET", "POST", "OPTIONS"):
+        assert router.get("/v1/chat/completions", port=port, method=method).status == 404
 
 
 def test_at_sigterm_readyz_says_draining_and_streams_finish(backend):
