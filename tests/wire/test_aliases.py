@@ -295,6 +295,20 @@ def test_a_reload_reads_the_file_again_and_a_worker_that_is_replaced_does_not(tm
         assert picked(router, "mine") == SEES
 
 
+def test_a_reload_with_a_bad_file_is_refused_and_the_old_aliases_stay(tmp_path):
+    """002-R50, 007-R4"""
+    path = tmp_path / "aliases.toml"
+    path.write_text(f'[[alias]]\nname = "mine"\nmodels = ["{TEXT}"]\n')
+    with backend() as upstream, Router(upstream.url, ALIASES_FILE=str(path)) as router:
+        router.wait_until_fed()
+        path.write_text('[[alias]]\nname = "mine"\nmodels = 5\n[[alias]]\n')
+        router.process.send_signal(signal.SIGHUP)
+        [line] = router.wait_for_lines(lambda line: line["message"] == "reload refused")
+        assert line["why"] == ("ALIASES_FILE: alias 'mine', key models: expected an array. "
+                               "ALIASES_FILE: alias number 2, key name: expected, and missing.")
+        assert picked(router, "mine") == TEXT
+
+
 def test_models_that_appear_or_go_are_logged_once_each_and_counted():
     """003-R23"""
     with Upstream(models=models_feed([TEXT, SEES]), rows=[]) as upstream:
