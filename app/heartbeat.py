@@ -11,12 +11,31 @@ two seconds, it takes longer to replace a worker that hangs.
 Source: specs/007 R21.
 """
 
+import os
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
+
+from gunicorn.workers import base
+from gunicorn.workers.workertmp import WorkerTmp
 
 # The master looks once a second, and more often when it has signals to handle.
 _LOOK_COUNTS_S = 2.0
+
+
+class MemoryFile(WorkerTmp):
+    """gunicorn's file for a worker to touch, in memory and without a directory.
+
+    Where no file can be made, the master could start no worker, and would end.
+    """
+
+    def __init__(self, _: Any) -> None:
+        self._tmp = os.fdopen(os.memfd_create("heartbeat"), "w+b", 0)
+
+
+def touch_in_memory() -> None:
+    """Have the master make a MemoryFile for each worker."""
+    base.WorkerTmp = MemoryFile
 
 
 class TouchedFile(Protocol):

@@ -12,7 +12,6 @@ Source: specs/002 R21, specs/006 W3, W11, specs/007 R1-R3, R20, R21.
 """
 
 import contextlib
-import email.utils
 import functools
 import gc
 import heapq
@@ -24,23 +23,19 @@ import time
 from typing import Any
 
 from gunicorn.glogging import Logger
-from gunicorn.http.errors import (ExpectationFailed, InvalidResponseHeader,
-                                  InvalidResponseHeaderName, LimitRequestHeaders,
-                                  LimitRequestLine, ParseException)
-from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
-from gunicorn.workers.workertmp import WorkerTmp
 
 from app.client_socket import ClientSocket, Patience
 from app.config import ConfigError
 from app.dialing.liveness import notice_vanished
 from app.draining import Address, Drain
-from app.errors import (ApiError, BodyTooSlow, ClientGone, IdleTooLong, ShuttingDown, StreamCut)
+from app.errors import ApiError, BodyTooSlow, ClientGone, IdleTooLong, ShuttingDown, StreamCut
 from app.eventloop import after_this_turn, report_uncaught, serve, sleep
 from app.hang_ups import HangUpWatch
-from app.heartbeat import Heartbeat
+from app.heartbeat import Heartbeat, touch_in_memory
 from app.log_writer import write_lines_later, write_waiting_lines
 from app.logs import places
+from app.refusals import as_bytes, refusal_for
 from app.request_head import judge_head
 from app.routing.headers import sane_request_id
 
@@ -64,28 +59,9 @@ _COLLECT_AFTER = (10_000, 10, 50)
 _FIELDS_AT_ONCE = 8
 _NO_TIMEOUT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 _QUIET_ENDS = (BodyTooSlow, ClientGone, IdleTooLong, ShuttingDown)
-# gunicorn raises these where the app's own answer is at fault, not the request.
-_OUR_FAULT = (InvalidResponseHeader, InvalidResponseHeaderName)
-_REASONS: dict[type[Exception], tuple[int, str]] = {
-    LimitRequestLine: (414, "The request line is too long."),
-    ExpectationFailed: (417, "The expectation cannot be met."),
-    LimitRequestHeaders: (431, "The header fields are too large."),
-}
-_PHRASES = {408: "Request Timeout", 414: "URI Too Long", 417: "Expectation Failed",
-            431: "Request Header Fields Too Large", 500: "Internal Server Error"}
 
-
-class _MemoryFile(WorkerTmp):
-    """What a worker touches to show that it lives: a file in memory, without a directory.
-
-    Where no file can be made, the master could start no worker, and would end.
-    """
-
-    def __init__(self, _: Any) -> None:
-        self._tmp = os.fdopen(os.memfd_create("heartbeat"), "w+b", 0)
-
-
-base.WorkerTmp = _MemoryFile
+# Here, since the master loads this module before it makes a worker.
+touch_in_memory()
 
 
 class RouterLogger(Logger):
@@ -226,13 +202,7 @@ class RouterWorker(GeventWorker):
         """Answer a request that the server itself could not serve; log nothing of it."""
         if isinstance(exc, _QUIET_ENDS):
             return
-        if isinstance(exc, ApiError):
-            error = exc
-        elif isinstance(exc, ParseException) and not isinstance(exc, _OUR_FAULT):
-            status, message = _REASONS.get(type(exc), (400, "The request is not valid HTTP."))
-            error = ApiError("bad_request", message, status=status)
-        else:
-            error = ApiError("internal_error", "Something went wrong in the router.")
+        error = refusal_for(exc)
         fields = dict(req.headers) if req is not None else {}
         request_id = sane_request_id(fields.get("X-REQUEST-ID", ""))
         logger.log(logging.INFO if error.status < 500 else logging.ERROR, "request refused",
@@ -241,7 +211,7 @@ class RouterWorker(GeventWorker):
         # The client may have gone, or its place may be needed: nobody is left to be told.
         with contextlib.suppress(OSError, *_QUIET_ENDS):
             client.settimeout(_REFUSAL_WRITE_S)
-            client.sendall(_refusal(error, request_id))
+            client.sendall(as_bytes(error, request_id))
             client.linger()
 
 
@@ -259,13 +229,3 @@ def _spare_the_garbage_collector() -> None:
 def _log_uncaught(error: BaseException) -> None:
     logger.error("internal error", extra={
         "error": type(error).__name__, "where": places(error)})
-
-
-def _refusal(error: ApiError, request_id: str) -> bytes:
-    body = error.body()
-    head = (f"HTTP/1.1 {error.status} {_PHRASES.get(error.status, 'Bad Request')}\r\n"
-            f"Date: {email.utils.formatdate(usegmt=True)}\r\n"
-            "Server: gunicorn\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n")
-    return head.encode("ascii") + body

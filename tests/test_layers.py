@@ -19,7 +19,7 @@ ROOMS = {
     "exposition": "metrics",
     "hang_ups": "eventloop",
     "client_socket": "client errors eventloop hang_ups",
-    "request_head": "errors",
+    "request_head": "errors", "refusals": "errors",
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
     "journal": "metrics routing",
@@ -33,7 +33,7 @@ ROOMS = {
     "wsgi": "config factory",
     "master": "",
     "worker": "errors config eventloop dialing heartbeat logs log_writer hang_ups client_socket "
-              "draining request_head routing",
+              "draining refusals request_head routing",
 }
 
 
@@ -84,7 +84,8 @@ def test_each_library_has_its_door():
     assert importers("urllib3") == {"app/upstream/transport.py", "app/upstream/endpoint.py",
                                     "app/dialing/connectors.py"}
     assert importers("gevent") == {"app/eventloop.py", "app/client_socket.py"}
-    assert importers("gunicorn") == {"app/worker.py", "app/master.py"}
+    assert importers("gunicorn") == {
+        "app/worker.py", "app/master.py", "app/heartbeat.py", "app/refusals.py"}
     assert importers("prometheus_client") == {
         "app/metrics.py", "app/metric_files.py", "app/exposition.py"}
     assert importers("redis") == {"app/sticky/redis.py", "app/sticky/redis_connections.py"}

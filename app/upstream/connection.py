@@ -1,11 +1,10 @@
 """One request and its response on a connected socket.
 
-What goes over the socket and what is taken for an answer is decided here, in app.upstream.head and
-in app.upstream.wire.
-http.client would take an end of the stream inside the headers for their end, and an interim
-response for the final one.
+What goes over the socket is decided here, what is taken for an answer in app.upstream.head and
+app.upstream.wire. http.client would take an end of the stream inside the headers for their end, and
+an interim response for the final one.
 
-Source: specs/002 R13, R14, R33; specs/006 W5-W10.
+Source: specs/002 R13, R14, R33; specs/006 W5-W9.
 """
 
 import itertools
@@ -14,13 +13,10 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Generator
 
-from app.errors import BodyBroke
 from app.eventloop import FairShare, readable, wait_until_ready
 from app.routing.model_field import Pieces
 from app.upstream.head import Head, HeadReader
-from app.upstream.wire import body_reader
 
 # One read takes at most this much: the small chunks of a fast upstream come in by the dozen, and
 # the smallest of chunks hold the event loop for a few milliseconds only.
@@ -172,99 +168,3 @@ class Connection:
             inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._sending = False
         self._sock.close()
-
-
-class Body:
-    """A response body as it arrives, in whichever framing, never decoded.
-
-    It is the `raw` of a requests.Response, whose iter_content calls `stream`.
-
-    connection  the body's; it is closed, or given back after a complete body
-    early       what has come of the body with the head
-    give_back   takes the connection when it may serve another request
-    """
-
-    def __init__(self, connection: Connection, head: Head, early: bytes,
-                 give_back: Callable[[Connection], None]) -> None:
-        self._reader = body_reader(head)
-        self._connection: Connection | None = connection
-        self._give_back = give_back
-        self._keeps_alive = head.keeps_alive and connection.is_reusable
-        self._early = self._reader.feed(early) if early else b""
-        self._only_framing = bool(early) and not self._early
-        self._silence_limit_s: float | None = None
-
-    @property
-    def has_begun(self) -> bool:
-        """Say whether a byte of the body is here already: reading it will not wait."""
-        return bool(self._early)
-
-    def limit_silence(self, seconds: float | None) -> None:
-        """Set how long the body may go without a byte; None: for ever."""
-        self._silence_limit_s = seconds
-        if self._connection is not None:
-            self._connection.limit_silence(seconds)
-
-    def stream(self, _amt: int | None = None,
-               decode_content: bool | None = None) -> Generator[bytes, None, None]:
-        """Yield the body's bytes as they arrive; the arguments are requests' and change nothing.
-
-        Raises  BodyBroke
-
-        At the end of a complete body the connection is given back; otherwise it is closed, for
-        whatever reason the iteration ends. A body without a byte closes it too: such a success is
-        an abandoned attempt, and the upstream is to see that.
-        """
-        reader, piece, empty = self._reader, self._early, True
-        share, quiet_since, only_framing = FairShare(), time.monotonic(), self._only_framing
-        try:
-            while True:
-                if piece:
-                    empty = False
-                    yield piece
-                    quiet_since = time.monotonic()
-                if reader.broken:
-                    raise BodyBroke(reader.broken)
-                if reader.complete:
-                    break
-                share.take()
-                data = self._read(quiet_since if only_framing else None)
-                piece = reader.feed(data) if data else b""
-                only_framing = bool(data) and not piece
-                if not data:
-                    reader.end_of_stream()
-        except TimeoutError as error:
-            # The kernel's own has a number: the upstream has vanished.
-            raise BodyBroke("reset" if error.errno else "silence") from error
-        except OSError as error:
-            raise BodyBroke("reset") from error
-        finally:
-            self._finish(reusable=reader.complete and not reader.surplus and not empty)
-
-    def _read(self, quiet_since: float | None) -> bytes:
-        """Read what is there; `quiet_since` is set where framing came but no byte of the body."""
-        assert self._connection is not None, "a closed body is not iterated"
-        if quiet_since is None or self._silence_limit_s is None:
-            return self._connection.read()
-        # Dripped framing is no sign of life: the wait goes on where it was.
-        left_s = self._silence_limit_s - (time.monotonic() - quiet_since)
-        if left_s <= 0:
-            raise TimeoutError
-        self._connection.limit_silence(left_s)
-        try:
-            return self._connection.read()
-        finally:
-            self._connection.limit_silence(self._silence_limit_s)
-
-    def _finish(self, reusable: bool) -> None:
-        connection = self._connection
-        if connection is not None and reusable and self._keeps_alive:
-            self._connection = None
-            self._give_back(connection)
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection unless it has been given back. Closing twice is harmless."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()

@@ -18,7 +18,8 @@ from app.eventloop import Deadline
 from app.metrics import count, resends_total
 from app.routing.model_field import Pieces
 from app.routing.outcomes import Failure, UpstreamFailed
-from app.upstream.connection import CLOSED_BY_PEER, Body, Connection
+from app.upstream.body import Body
+from app.upstream.connection import CLOSED_BY_PEER, Connection
 from app.upstream.endpoint import Endpoint
 from app.upstream.head import Head, InvalidMessage
 from app.upstream.pool import Pool
