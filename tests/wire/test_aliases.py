@@ -271,6 +271,13 @@ def test_a_bad_file_is_refused_at_start_with_the_other_variables(tmp_path):
         "UNKNOWN_MODELS: got 'drop', expected one of refuse, pass."]
 
 
+def wait_for_a_new_worker(router, since):
+    """Wait until a worker that started since then has both feeds."""
+    [line, *_] = router.wait_for_lines(lambda line: line["message"] == "worker ready", since=since)
+    router.wait_for_lines(lambda other: other["message"] == "feed refreshed"
+                          and other["pid"] == line["pid"], 2, since=since)
+
+
 def test_a_reload_reads_the_file_again_and_a_worker_that_is_replaced_does_not(tmp_path):
     """002-R50, 007-R4"""
     path = tmp_path / "aliases.toml"
@@ -280,16 +287,15 @@ def test_a_reload_reads_the_file_again_and_a_worker_that_is_replaced_does_not(tm
         router.wait_until_fed()
         assert picked(router, "mine") == TEXT
         path.write_text("[[alias]]\nname = 5\n")
-        [(worker, _)] = {(line["pid"], 0) for line in router.lines
-                         if line["message"] == "worker ready"}
+        [worker] = [line["pid"] for line in router.lines if line["message"] == "worker ready"]
         since = len(router.lines)
         os.kill(worker, signal.SIGKILL)
-        router.wait_for_lines(lambda line: line["message"] == "feed refreshed", 2, since=since)
+        wait_for_a_new_worker(router, since)
         assert picked(router, "mine") == TEXT
         path.write_text(f'[[alias]]\nname = "mine"\nmodels = ["{SEES}"]\n')
         since = len(router.lines)
         router.process.send_signal(signal.SIGHUP)
-        router.wait_for_lines(lambda line: line["message"] == "feed refreshed", 2, since=since)
+        wait_for_a_new_worker(router, since)
         router.wait_for_lines(
             lambda line: line["message"].startswith("Worker exiting"), since=since)
         assert picked(router, "mine") == SEES

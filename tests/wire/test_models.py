@@ -125,6 +125,10 @@ def test_a_path_without_a_route_is_told_the_routes(site):
         assert route in message
 
 
+def of_models(message):
+    return lambda line: line["message"] == message and line["feed"] == "models"
+
+
 def test_before_the_first_feed_there_are_no_models_and_after_the_last_there_still_are():
     """002-R54"""
     with Upstream(models=models_feed([PLAIN])) as upstream:
@@ -135,12 +139,11 @@ def test_before_the_first_feed_there_are_no_models_and_after_the_last_there_stil
                 assert (answer.status, answer.error["code"], answer.error["type"]) == (
                     503, "missing_allowlist", "server_error")
                 assert 1 <= int(answer.value("Retry-After")) <= 15
+            router.wait_for_lines(of_models("feed refresh fails"))
             upstream.feed_status = 200
-            router.wait_for_lines(lambda line: line.get("message") == "feed refreshed"
-                                  and line["feed"] == "models")
+            router.wait_for_lines(of_models("feed refresh works again"))
             upstream.feed_status = 500
-            router.wait_for_lines(lambda line: line.get("message") == "feed refresh fails"
-                                  and line["feed"] == "models", 2)
+            router.wait_for_lines(of_models("feed refresh fails"), 2)
             assert json.loads(router.get("/v1/models/" + PLAIN).body)["id"] == PLAIN
 
 
