@@ -141,7 +141,7 @@ class Config:
         "UPSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(50), "10000",
         "from the start of an attempt to the response headers, streaming requests, ms")
     upstream_nonstream_header_timeout_ms: int = _option(
-        "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(50), "120000",
+        "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(50), "600000",
         "the same for requests without \"stream\": true, ms")
     upstream_first_body_byte_timeout_ms: int = _option(
         "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS", parse.whole_number(50), "120000",

@@ -106,7 +106,7 @@ def test_an_answer_that_cannot_be_passed_on_is_let_go(client_for):
     assert answer.closed
 
 
-@pytest.mark.parametrize("stream, seconds", [(True, 10), (False, 120), (None, 120), ("true", 120)])
+@pytest.mark.parametrize("stream, seconds", [(True, 10), (False, 600), (None, 600), ("true", 600)])
 def test_the_header_deadline_depends_on_stream(client_for, stream, seconds):
     """002-R13"""
     transport = Transport(a=Answer(**OK))

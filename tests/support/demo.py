@@ -1,37 +1,56 @@
-"""The main job, to watch: a scripted backend, the real router, four requests, then yours.
+"""The main job, to watch: a scripted upstream, the real router, some requests, then yours.
 
 Run by `make demo`.
 """
 
 import json
+import pathlib
+import tempfile
 import threading
 import time
 
-from tests.support.feeds import models_feed, public_names, utilization_feed, utilization_row
+from tests.support.feeds import (model_entry, models_feed, public_names, utilization_feed,
+                                 utilization_row)
 from tests.support.router import Router
-from tests.support.upstream import Upstream, chat_chunks, complete, pieces, sse, stall
+from tests.support.upstream import (Upstream, chat_chunks, chat_completion, complete, pieces, sse,
+                                    stall)
 
 CHUTES = 240
 DOWN, HANGING, WORKING = "quarry/Down-8B", "harbor/Hangs-70B", "lumen-ai/Works-32B-TEE"
+# The best of all reads text only, and no long prompts.
 BEST = "tallgrass/Best-235B-TEE"
+SEES, READS_LONG = "meadow/Sees-72B-TEE", "ridge/Reads-Long-480B-TEE"
+ALIASES = """
+[[alias]]
+name = "gpt-4o"
+models = ["meadow/*", "ridge/*"]
+"""
 WORDS_APART_S = 0.07
 ANSWER = ("This answer comes word by word from the scripted backend, through the router, "
           "as it is being made.")
 
 
 def speak(exchange):
-    """Stream an answer at the pace of a person reading it."""
-    pace = threading.Event()
-    parts = sse(chat_chunks(exchange.model, f"I am {exchange.model}. {ANSWER}"))
+    """Answer at once, or as a stream at the pace of a person reading it, as the request says."""
+    answer, pace = f"I am {exchange.model}. {ANSWER}", threading.Event()
+    if not json.loads(exchange.body).get("stream"):
+        complete(chat_completion(exchange.model, answer),
+                 fields=[("Content-Type", "application/json")])(exchange)
+        return
+    parts = sse(chat_chunks(exchange.model, answer))
     pieces(parts, fields=[("Content-Type", "text/event-stream")],
            before_each=lambda _: pace.wait(WORDS_APART_S))(exchange)
 
 
 def backend():
-    """Return a backend with some hundred chutes: one is down, one hangs, the rest answer."""
-    names = [DOWN, HANGING, WORKING, BEST, *public_names(CHUTES)]
+    """Return an upstream with some hundred chutes: one is down, one hangs, the rest answer."""
+    names = [DOWN, HANGING, WORKING, model_entry(BEST, context_length=40960),
+             model_entry(SEES, input_modalities=["text", "image"], context_length=32768),
+             model_entry(READS_LONG, context_length=1048576), *public_names(CHUTES)]
     rows = utilization_feed(rows=CHUTES * 2, public=CHUTES) + [
         utilization_row(BEST, active=200, u5=0.05, u15=0.05, u1h=0.05),
+        *(utilization_row(name, active=100, u5=0.1, u15=0.1, u1h=0.1)
+          for name in (SEES, READS_LONG)),
         *(utilization_row(name, active=1, u5=0.99) for name in (DOWN, HANGING, WORKING))]
     upstream = Upstream(models=models_feed(names), rows=rows)
     upstream.otherwise(speak)
@@ -40,11 +59,11 @@ def backend():
     return upstream
 
 
-def show(router, title, model):
+def show(router, title, model, content="Who are you?"):
     """Send one request and print what a client sees, as it sees it."""
     print(f"\n--- {title}\nPOST /v1/chat/completions  model: {model}", flush=True)
     body = json.dumps({"model": model, "stream": True, "messages": [
-        {"role": "user", "content": "Who are you?"}]})
+        {"role": "user", "content": content}]})
     connection = router.connect()
     connection.request("POST", "/v1/chat/completions", body,
                        {"Authorization": f"Bearer demo {title}", "X-Request-Id": "demo"})
@@ -69,25 +88,57 @@ def print_body(response):
     print()
 
 
+def list_models(router):
+    """Print the first models that a client finds."""
+    models = json.loads(router.get("/v1/models").body)["data"]
+    first = "\n".join(model["id"] for model in models[:4])
+    print(f"\n--- what a client finds first\nGET /v1/models\n{first}\n... {len(models)} in all")
+
+
 def main():
-    """Show the four kinds of request, then stay up for more until Ctrl-C."""
-    with backend() as upstream, Router(
-            upstream.url, WEB_CONCURRENCY="2", UPSTREAM_HEADER_TIMEOUT_MS="1500") as router:
-        router.wait_until_fed()
-        print(f"A backend with {CHUTES + 4} chutes, and the router with 2 workers on port "
-              f"{router.port}.")
-        show(router, "an alias takes the best model of the moment", "chutesai/AutoPilot")
-        show(router, "a list is tried in order: the first is down, the second hangs",
-             f"{DOWN}, {HANGING}, {WORKING}")
-        show(router, "a plain id goes straight through", WORKING)
-        show(router, "an unknown id is refused", "nobody/Knows-This-1B")
-        print("\nNow you, until Ctrl-C:\n")
-        print(f"curl -N http://127.0.0.1:{router.port}/v1/chat/completions -d "
-              """'{"model": "chutesai/AutoPilot", "stream": true}'""", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print("\nbye")
+    """Show each kind of request, then stay up for more until Ctrl-C."""
+    with tempfile.TemporaryDirectory() as folder:
+        aliases = pathlib.Path(folder, "aliases.toml")
+        aliases.write_text(ALIASES)
+        with backend() as upstream, Router(
+                upstream.url, WEB_CONCURRENCY="2", UPSTREAM_HEADER_TIMEOUT_MS="1500",
+                ALIASES_FILE=str(aliases)) as router:
+            router.wait_until_fed()
+            show_all(router)
+
+
+def show_all(router):
+    """Show each kind of request, then wait for Ctrl-C."""
+    image = [{"type": "text", "text": "What is this?"},
+             {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    print(f"An upstream with {CHUTES + 6} chutes, and the router with 2 workers on port "
+          f"{router.port}.")
+    list_models(router)
+    show(router, "an alias takes the best model of the moment", "chutesai/AutoPilot")
+    show(router, "with an image: the best of those that see", "chutesai/AutoPilot", image)
+    show(router, "with 60,000 tokens: the best of those that read so much",
+         "chutesai/AutoPilot", "word " * 48_000)
+    show(router, "an old name that a client has hard-coded", "gpt-4o")
+    show(router, "a list is tried in order: the first is down, the second hangs",
+         f"{DOWN}, {HANGING}, {WORKING}")
+    show(router, "a plain id goes straight through", WORKING)
+    show(router, "an unknown id is refused", "nobody/Knows-This-1B")
+    print(f"""
+Now you, until Ctrl-C. From Python:
+
+from openai import OpenAI
+client = OpenAI(base_url="http://127.0.0.1:{router.port}/v1", api_key="any")
+print(client.chat.completions.create(
+    model="gpt-4o", messages=[{{"role": "user", "content": "Who are you?"}}]))
+
+Or:
+""")
+    print(f"curl -N http://127.0.0.1:{router.port}/v1/chat/completions -d "
+          """'{"model": "chutesai/AutoPilot", "stream": true}'""", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nbye")
 
 
 if __name__ == "__main__":

@@ -188,6 +188,8 @@ class Contained(Router):
                     held = opened.stat()
                     flags = re.search(r"flags:\s*(\d+)", (
                         opened.parent.parent / "fdinfo" / opened.name).read_text())
-                    if stat.S_ISREG(held.st_mode) and int(flags[1], 8) & os.O_ACCMODE:
+                    # A memfd is in no file system.
+                    if (stat.S_ISREG(held.st_mode) and int(flags[1], 8) & os.O_ACCMODE
+                            and not os.readlink(opened).startswith("/memfd:")):
                         devices.add(held.st_dev)
         return devices

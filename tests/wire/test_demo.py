@@ -1,5 +1,7 @@
 """The demo, as someone who has just cloned the repository would run it."""
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -20,10 +22,20 @@ def test_the_demo_shows_the_main_job_stays_up_and_ends_with_ctrl_c():
         shown = "\n".join(lines)
         assert "selected: tallgrass/Best-235B-TEE" in shown
         assert "selected: lumen-ai/Works-32B-TEE" in shown
-        assert shown.count("This answer comes word by word") == 3
+        assert shown.count("This answer comes word by word") == 6
+        selected = dict(re.findall(r"--- (.*)\n.*\n200 .* selected: (.*)", shown))
+        assert selected["with an image: the best of those that see"] == "meadow/Sees-72B-TEE"
+        assert "Reads-Long" in selected["with 60,000 tokens: the best of those that read so much"]
+        assert selected["an old name that a client has hard-coded"].startswith(("meadow", "ridge"))
+        assert "gpt-4o" in shown.partition("GET /v1/models")[2].partition("...")[0]
         assert '"code": "unknown_model"' in shown
         asked = subprocess.run(lines[-1], shell=True, capture_output=True, text=True, timeout=20)
         assert "data: [DONE]" in asked.stdout
+        port = re.search(r"127\.0\.0\.1:(\d+)/v1\"", shown)[1]
+        plain = subprocess.run(
+            ["curl", "-s", f"http://127.0.0.1:{port}/v1/chat/completions", "-d",
+             '{"model": "gpt-4o"}'], capture_output=True, text=True, timeout=20)
+        assert json.loads(plain.stdout)["object"] == "chat.completion"
         assert demo.poll() is None
         demo.send_signal(signal.SIGINT)
         assert demo.wait(20) == 0

@@ -93,7 +93,7 @@ def test_a_name_all_of_whose_addresses_refuse_is_refused_at_once(names, backend)
         answer = router.chat(LISTED, headers={"X-Request-Id": "refused"})
         assert answer.error["code"] == "upstream_connect_error"
         [attempt] = router.record("refused")["attempts"]
-        assert attempt["detail"] == "ExchangeBroke ConnectionRefusedError"
+        assert attempt["detail"] == "ConnectFailed ConnectionRefusedError"
 
 
 @pytest.mark.parametrize("old", ["serves", "refuses", "swallows"])
