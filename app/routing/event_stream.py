@@ -20,8 +20,9 @@ _DONE = re.compile(rb"[\r\n]data: ?\[DONE\][ \t]*(?:[\r\n]|$)")
 
 def is_event_stream(status: int, fields: Sequence[Field]) -> bool:
     """Say whether an answer is an event stream whose bytes can be read: a 2xx without a coding."""
-    return (200 <= status < 300 and not is_coded(fields)
-            and value_of("content-type", fields).lower().startswith("text/event-stream"))
+    return (200 <= status < 300
+            and value_of("content-type", fields).lower().startswith("text/event-stream")
+            and not is_coded(fields))
 
 
 class StreamTail:

