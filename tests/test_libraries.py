@@ -7,6 +7,7 @@ assumption no longer holds, and where it is used.
 import inspect
 import io
 import logging
+import re
 import os
 import socket
 import ssl
@@ -19,7 +20,7 @@ import redis
 import requests
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
-from gunicorn.http import get_parser
+from gunicorn.http import get_parser, wsgi
 from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
 from gunicorn.workers.workertmp import WorkerTmp
@@ -103,9 +104,17 @@ def test_gunicorns_master_asks_a_workers_heartbeat_when_it_was_touched():
     heartbeat.close()
 
 
+def test_gunicorn_puts_the_clients_socket_into_the_environment(parser):
+    """006-W1: client_of finds the ClientSocket there; without it nothing would be watched."""
+    sock = object()
+    _, environ = wsgi.create(next(parser), sock, ("192.0.2.1", 1), ("127.0.0.1", 80), Config())
+    assert environ["gunicorn.socket"] is sock
+
+
 def test_gunicorns_master_keeps_signals_in_a_queue():
     """007-R3: gunicorn.conf.py reads Arbiter.SIG_QUEUE in a worker that has just been forked."""
-    assert "SIG_QUEUE" in inspect.getsource(gunicorn.arbiter.Arbiter)
+    assert "SIG_QUEUE" in vars(gunicorn.arbiter.Arbiter) or re.search(
+        r"^\s+self\.SIG_QUEUE = ", inspect.getsource(gunicorn.arbiter.Arbiter), re.M)
 
 
 def test_gunicorns_arguments_are_read_by_a_parser_of_its_configuration():
