@@ -4,6 +4,7 @@ Source: specs/002 R16, R17; specs/006 W4, W23.
 """
 
 import logging
+import itertools
 from collections.abc import Iterator
 
 from app.client import Client
@@ -46,7 +47,10 @@ class Relay:
     def __iter__(self) -> Iterator[bytes]:
         record, tail = self._record, self._tail
         try:
-            for chunk in self._pieces():
+            first = (self._first,) if self._first else ()
+            if first:
+                self._client.join_next_two_writes()
+            for chunk in itertools.chain(first, self._response.chunks):
                 record.body_bytes += len(chunk)
                 if tail is not None:
                     tail.add(chunk)
@@ -66,12 +70,6 @@ class Relay:
             record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, "unfinished"
             raise StreamCut
         record.ending = Ending.COMPLETE
-
-    def _pieces(self) -> Iterator[bytes]:
-        if self._first:
-            self._client.join_next_two_writes()
-            yield self._first
-        yield from self._response.chunks
 
     def close(self) -> None:
         """Let go of upstream and client, whatever ended the answer. Closing twice is harmless."""
