@@ -44,6 +44,7 @@ mount -t tmpfs -o mode=1777,size=128m tmpfs "$root/dev/shm"
 mount -t tmpfs -o mode=1777,size=64m tmpfs "$root/tmp"
 mount -o remount,bind,ro "$root/dev"
 mount -o remount,bind,ro "$root"
+export PATH="$PATH:/usr/sbin:/sbin"
 exec setpriv --no-new-privs chroot --userspec="$user" --groups= "$root" "$@"
 """
 

@@ -6,6 +6,7 @@ import os
 import queue
 import socket
 import ssl
+import sys
 import threading
 import time
 
@@ -351,8 +352,11 @@ def test_over_tls_any_other_end_is_an_error(tls_client, how):
             below.settimeout(DEADLINE_S)
             with pytest.raises(ConnectionResetError):
                 below.recv(1)
-    with pytest.raises(ssl.SSLEOFError):
-        client.recv(1)
+    # The first releases of Python 3.11 report such an end as an end.
+    try:
+        assert client.recv(1) == b"" and sys.version_info < (3, 11, 4)
+    except ssl.SSLEOFError:
+        pass
 
 
 def test_over_tls_a_stall_lasts_until_the_peer_closes(tls_client):
