@@ -10,6 +10,7 @@
     +-- InvalidMessage       (upstream.head) the upstream sent something that is not HTTP
     +-- OpeningTookTooLong   (sticky.redis_connections) Redis could not be connected to in time
     +-- _TooLate             (sticky.redis) Redis did not answer in time
+    +-- _TooMany             (routing.needs_reader) a body has more items than are looked at
     +-- ValueError
     |   +-- BadValue         (config_parsers) a variable's value has no meaning
     |       +-- BadFile      (config_parsers) a file that a variable names cannot be used

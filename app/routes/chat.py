@@ -23,7 +23,8 @@ from app.routing.event_stream import StreamTail, is_event_stream
 from app.routing.headers import (SELECTED_MODEL, Field, client_headers, skipped_fields,
                                  upstream_headers)
 from app.routing.model_field import ModelField, find_model
-from app.routing.needs import NO_NEEDS, Needs, read_needs
+from app.routing.needs import NO_NEEDS, Needs
+from app.routing.needs_reader import read_needs
 from app.routing.view import Views
 from app.sticky.session import ClientStickiness, Stickiness
 from app.upstream.failover import AttemptObserver, Attempts, Committed, Prepared

@@ -1,6 +1,8 @@
 """What a request needs, what a model declares, and the order that follows."""
 
 import json
+import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,8 @@ from app.routing.aliases import Alias
 from app.routing.catalogue import Catalogue, Model
 from app.routing.decision import decide, read_asked
 from app.routing.model_field import find_model
-from app.routing.needs import NO_NEEDS, Fit, Needs, fit, read_needs
+from app.routing.needs import NO_NEEDS, Fit, Needs, fit
+from app.routing.needs_reader import read_needs
 from app.routing.ranking import Candidate, Ranking, ScoreParts
 from app.routing.view import Snapshot, View
 
@@ -21,6 +24,13 @@ LONG = "word " * 12_000
 
 def needs_of(**body):
     return read_needs(find_model(json.dumps({"model": AUTO, **body}).encode()).members)
+
+
+def timed(function):
+    """Return the processor time of a call, seconds."""
+    before = time.process_time()
+    function()
+    return time.process_time() - before
 
 
 def said(*content):
@@ -83,10 +93,46 @@ def test_an_odd_message_or_part_costs_nothing_but_itself(messages, parts):
     assert "image" in found.inputs and found.context >= 15_000
 
 
-def test_a_number_that_is_too_large_costs_nothing_but_the_needs_of_its_member():
+def test_a_number_that_is_too_large_costs_nothing_but_itself():
     """003-R21"""
-    body = b'{"model":"a","messages":[{"content":[1e400]}],"tools":[1],"max_tokens":1e400}'
-    assert read_needs(find_model(body).members) == Needs(frozenset(["tools"]))
+    body = (b'{"model":"a","messages":[1e400,{"content":[1e400,{"type":1e400},'
+            b'{"type":"image_url"}]}],"tools":[1],"max_tokens":1e400}')
+    assert read_needs(find_model(body).members) == Needs(
+        frozenset(["tools"]), frozenset(["image"]))
+
+
+@pytest.mark.parametrize("head", ["中" * 170, "\n" * 510])
+def test_escapes_at_the_head_of_a_text_are_not_taken_for_its_rest(head):
+    """003-R21"""
+    found = needs_of(messages=said(head + "word " * 40_000))
+    assert 45_000 < found.context < 55_000
+
+
+@pytest.mark.parametrize("text, needs", [
+    ("x" * 40, Needs(context=13_107)), ("", Needs(inputs=frozenset(["image"])))])
+def test_more_messages_than_are_looked_at_are_judged_by_their_bytes(text, needs):
+    """003-R21"""
+    messages = said(*[text] * 700) if text else said(*["x"] * 700, [IMAGE])
+    found = needs_of(messages=messages)
+    assert found.inputs == needs.inputs and bool(found.context) is bool(needs.context)
+
+
+@pytest.mark.parametrize("member", [
+    '"messages": [%s]' % ",".join(["{}"] * 349_000), '"messages": [%s]' % ",".join(["1"] * 500_000),
+    '"messages": [{"content": [%s]}]' % ",".join(["{}"] * 349_000),
+    '"messages": [%s]' % ",".join(["[[]]"] * 200_000),
+    '"prompt": [%s]' % ",".join(['""'] * 349_000),
+    '"prompt": [%s]' % ",".join(["[1]"] * 260_000),
+    '"response_format": {"type": [%s]}' % ",".join(["1"] * 500_000)])
+def test_a_body_of_odd_values_costs_little_more_than_a_plain_one_of_its_size(member):
+    """003-R21: each of these took 7 to 150 times as long as the check of the body's syntax."""
+    members = find_model(b'{"model": "a", %s}' % member.encode()).members
+    allocated = sys.getallocatedblocks()
+    read_needs(members)
+    assert sys.getallocatedblocks() - allocated < 10_000
+    took = [timed(lambda: read_needs(members)) for _ in range(5)]
+    syntax = [timed(lambda: json.loads(b"{%s}" % member.encode())) for _ in range(5)]
+    assert min(took) < min(syntax)
 
 
 FEATURES = frozenset(["tools", "json_mode", "structured_outputs"])
