@@ -69,12 +69,18 @@ class Rig:
         new.write_text(json.dumps({"backend.test": hosts}))
         os.replace(new, self._names)
 
+    def swallow(self):
+        """Let every connection there is vanish."""
+        self.backend.swallow()
+        return time.monotonic()
+
     def move_to(self, host):
         """Serve at another address, and refuse connections at the old one."""
         old, self.backend = self.backend, self._serve(host, self.backend.port)
         self.point_at(host)
         old.stop_listening()
         old.drop_idle()
+        return time.monotonic()
 
     def vanish_to(self, host):
         """Serve at another address, while the old one drops every packet."""
@@ -84,6 +90,7 @@ class Rig:
         old.stop_listening()
         hole = socket.create_server((old.host, old.port))
         swallow(self._stack.enter_context(hole))
+        return time.monotonic()
 
     def __enter__(self):
         self.router = self._stack.enter_context(Router(
@@ -130,13 +137,16 @@ def silence(rig, seconds):
     """Have nobody answer look-ups, while each request needs a connection of its own."""
     rig.backend.otherwise(complete(ANSWER, fields=[("Connection", "close")]))
     rig.point_at()
+    silent_from = time.monotonic()
     time.sleep(seconds)
     rig.point_at("127.0.0.4")
+    return silent_from
 
 
-# Name -> what is asked for, and the fault; a fault gets the rig and how long it is to last.
+# Name -> what is asked for, and the fault; a fault gets the rig and how long it is to last, and
+# returns when it had wholly come: a connection opened while it came may have met it.
 PHASES = {
-    "pooled connections dropped unseen": (LIST, lambda rig, _: rig.backend.swallow()),
+    "pooled connections dropped unseen": (LIST, lambda rig, _: rig.swallow()),
     "a name that moves, the old address refuses": (
         DIRECT, lambda rig, _: rig.move_to("127.0.0.3")),
     "a name that moves, the old address drops packets": (
@@ -158,15 +168,15 @@ def run(calm_s, silent_s, report=print):
             with rig.load(model):
                 time.sleep(calm_s)
                 at = time.monotonic()
-                fault(rig, silent_s)
+                came = fault(rig, silent_s)
                 time.sleep(calm_s)
-            lost += _tell(name, rig, at, report)
+            lost += _tell(name, rig, at, came, report)
     return lost
 
 
-def _tell(name, rig, at, report):
+def _tell(name, rig, at, came, report):
     bad = [request for request in rig.asked if not request.good]
-    lost = [request for request in bad if request.began >= at or request.ended < at]
+    lost = [request for request in bad if request.began >= came or request.ended < at]
     met = [request.ended - at for request in rig.asked if request.ended >= at
            and (not request.good or request.ended - request.began > SLOW_S)]
     report(f"{name}: {len(rig.asked)} requests, {len(bad) - len(lost)} lost that were under way, "
