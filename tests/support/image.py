@@ -50,9 +50,13 @@ exec setpriv --no-new-privs chroot --userspec="$user" --groups= "$root" "$@"
 
 
 def run(*command, **options):
-    """Run a tool and return what it prints; fail with what it says if it fails."""
+    """Run a tool and return what it prints; fail with what it says if it fails.
+
+    The administrator's tools are not on everybody's PATH.
+    """
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True,
-                          timeout=BUILD_DEADLINE_S, **options)
+                          timeout=BUILD_DEADLINE_S, env={**os.environ, "PATH": path}, **options)
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done.stdout.strip()
 
@@ -135,8 +139,12 @@ class Image:
     """
 
     def __enter__(self):
-        self._folder = tempfile.TemporaryDirectory(dir=CACHE)
-        storage = pathlib.Path(self._folder.name)
+        with contextlib.ExitStack() as stack:
+            self._build(pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=CACHE))))
+            self._stack = stack.pop_all()
+        return self
+
+    def _build(self, storage):
         secret = storage / "pip.conf"
         mounts = [f"--volume={path}:{path}:ro" for path in pip_settings(secret)]
         buildah(storage, "build", "-q", "--isolation=chroot", "--layers=false", "--pull-never",
@@ -145,10 +153,9 @@ class Image:
         self.config = json.loads(buildah(storage, "inspect", "--type=image", "router"))[
             "OCIv1"]["config"]
         self.root = pathlib.Path(buildah(storage, "mount", buildah(storage, "from", "router")))
-        return self
 
     def __exit__(self, *_):
-        self._folder.cleanup()
+        self._stack.close()
 
 
 class Contained(Router):
