@@ -6,9 +6,12 @@ interrupt a wait that gevent knows of.
 Source: specs/006 W2, W15.
 """
 
+import math
 import select
 import socket
+import time
 from collections.abc import Callable
+from typing import Any
 
 import gevent
 from gevent import Greenlet, getcurrent, monkey, sleep, spawn
@@ -19,9 +22,9 @@ from gevent.server import StreamServer
 from gevent.socket import wait_readwrite
 
 # These are gevent's, for the rest of the app.
-__all__ = ("Deadline", "Empty", "Event", "FairShare", "Greenlet", "LifoQueue", "after_this_turn",
-           "epoll", "getcurrent", "pause", "readable", "report_uncaught", "serve", "sleep", "spawn",
-           "throw_soon", "wait_until_ready", "when_readable")
+__all__ = ("Arrival", "Deadline", "Empty", "Event", "FairShare", "Greenlet", "LifoQueue",
+           "after_this_turn", "epoll", "getcurrent", "pause", "readable", "report_uncaught",
+           "serve", "sleep", "spawn", "throw_soon", "wait_until_ready", "when_readable")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
 _poll = monkey.get_original("select", "poll")
@@ -54,6 +57,77 @@ class Deadline:
         self._timeout.close()
         if error is self._timeout:
             raise self._error() from None
+
+
+class Arrival:
+    """Waits for the bytes of one socket, again and again.
+
+    One watcher and one timer serve all waits. gevent's own wait arms both anew each time and reads
+    first to hear that nothing is there, which costs 10 µs more.
+
+    sock  whatever reads it waits here and nowhere else, one greenlet at a time
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._hub = gevent.get_hub()
+        self._watcher = self._hub.loop.io(sock.fileno(), _LOOP_READ)
+        self._waiting: Greenlet | None = None
+        self._due = math.inf
+        self._timer: Any = None
+        self._timer_at = math.inf
+
+    def wait(self, seconds: float | None) -> None:
+        """Return when a byte is here, or the end.
+
+        seconds  None: for ever
+        Raises   TimeoutError
+        Cost     switches greenlets, always; 4 µs
+        """
+        self._due = math.inf
+        if seconds is not None:
+            self._due = time.monotonic() + seconds
+            if self._due < self._timer_at:
+                self._set_timer(seconds)
+        if not self._watcher.active:
+            self._watcher.start(self._came)
+        self._waiting = getcurrent()
+        try:
+            self._hub.switch()
+        finally:
+            self._waiting = None
+
+    def _came(self) -> None:
+        if self._waiting is None:
+            # Nobody reads: the event loop would call for ever.
+            self._watcher.stop()
+        else:
+            self._waiting.switch()
+
+    def _set_timer(self, seconds: float) -> None:
+        self._stop_timer()
+        self._timer = self._hub.loop.timer(seconds)
+        self._timer.start(self._look)
+        self._timer_at = self._due
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer, self._timer_at = None, math.inf
+
+    def _look(self) -> None:
+        """End the wait if its time is over; it may have begun long after the timer."""
+        self._stop_timer()
+        if self._waiting is not None and self._due < math.inf:
+            left = self._due - time.monotonic()
+            if left > 0:
+                self._set_timer(left)
+            else:
+                self._waiting.throw(TimeoutError())
+
+    def close(self) -> None:
+        """End it, before the socket is closed."""
+        self._stop_timer()
+        self._watcher.close()
 
 
 def throw_soon(greenlet: Greenlet, error: BaseException) -> None:

@@ -13,8 +13,9 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
 
-from app.eventloop import FairShare, readable, wait_until_ready
+from app.eventloop import Arrival, FairShare, readable, wait_until_ready
 from app.routing.model_field import Pieces
 from app.upstream.head import Head, HeadReader
 
@@ -56,6 +57,12 @@ class Connection:
         self._sock = sock
         # True of a TLS connection, and of TLS within a proxy's TLS.
         self._has_tls = hasattr(sock, "cipher")
+        # Of TLS, bytes may be here that the kernel has no more; TLS within TLS does not tell.
+        self._unread = getattr(sock, "pending", None) if self._has_tls else lambda: 0
+        self._arrival = Arrival(sock)
+        self._silence_s: float | None = None
+        # The last read has taken all that was there: the next one waits first.
+        self._drained = self._unread is not None
         self._sending = False
         self._sent_at = math.inf
         self._heads = HeadReader()
@@ -88,7 +95,7 @@ class Connection:
             pass
         self._sent_at = time.monotonic()
         while answer is None:
-            answer = self._heads.feed(self._read_some_head())
+            answer = self._heads.feed(self._checked(self.read))
         return answer
 
     def _send(self, head: bytes, body: Pieces) -> tuple[Head, bytes] | None:
@@ -124,7 +131,7 @@ class Connection:
         """Read what is here of the answer, in the middle of sending; no wait."""
         self.limit_silence(0.0)
         try:
-            data = self._read_some_head()
+            data = self._checked(self._read_now)
         except (BlockingIOError, ssl.SSLWantReadError):
             # A part of a TLS record, or one that is TLS's own.
             return None
@@ -132,9 +139,11 @@ class Connection:
             self.limit_silence(None)
         return self._heads.feed(data)
 
-    def _read_some_head(self) -> bytes:
+    @staticmethod
+    def _checked(read: Callable[[], bytes]) -> bytes:
+        """Read some of a head."""
         try:
-            data = self.read()
+            data = read()
         except ssl.SSLError as error:
             # Before the body an end is an end, with close_notify, without it, or by a reset. The
             # releases of Python 3.11 report it in different ways.
@@ -147,11 +156,20 @@ class Connection:
         return data
 
     def read(self) -> bytes:
-        """Return what has come, at least one byte; nothing at the end of the stream."""
-        return self._sock.recv(_READ_SIZE)
+        """Wait for what comes: at least one byte, or none at the end of the stream."""
+        if self._drained:
+            self._arrival.wait(self._silence_s)
+        return self._read_now()
+
+    def _read_now(self) -> bytes:
+        data = self._sock.recv(_READ_SIZE)
+        if self._unread is not None:
+            self._drained = len(data) < _READ_SIZE and not self._unread()
+        return data
 
     def limit_silence(self, seconds: float | None) -> None:
         """Set how long one read or write may take; None: for ever."""
+        self._silence_s = seconds
         self._sock.settimeout(seconds)
 
     @property
@@ -167,4 +185,5 @@ class Connection:
             inner = getattr(self._sock, "socket", self._sock)
             inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._sending = False
+        self._arrival.close()
         self._sock.close()
