@@ -27,8 +27,8 @@ _MAX_QUANTITY = 10**9
 # What is decoded between two pauses: rows of the real feed take about 0.5 ms.
 _ENTRIES_PER_SLICE = 16
 _BYTES_PER_SLICE = 64 * 1024
-# A name is sent in a response header and written to log lines.
-_VISIBLE = marshmallow.validate.Regexp(r"[\x20-\x7e]+\Z")
+# A name is sent in a response header, written to log lines and compared with globs.
+_NAME = marshmallow.validate.Regexp(r"[\x20-\x7e]{1,512}\Z")
 
 
 class _Quantity(fields.Field[float]):
@@ -65,7 +65,7 @@ class _UtilizationRowSchema(Schema):
     class Meta:
         unknown = marshmallow.EXCLUDE
 
-    name = fields.String(required=True, validate=_VISIBLE)
+    name = fields.String(required=True, validate=_NAME)
     active_instance_count = _Count(required=True)
     utilization_current = _Quantity(allow_none=True)
     utilization_5m = _Quantity(allow_none=True)
@@ -91,7 +91,7 @@ class _ModelSchema(Schema):
     class Meta:
         unknown = marshmallow.EXCLUDE
 
-    id = fields.String(required=True, validate=_VISIBLE)
+    id = fields.String(required=True, validate=_NAME)
     context_length = _Count()
     max_model_len = _Count()
     max_output_length = _Count()

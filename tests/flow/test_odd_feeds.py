@@ -3,11 +3,16 @@
 import json
 import math
 import os
+import re
 import signal
 import time
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from app.control import documents
 from app.control.documents import MAX_ENTRIES
 from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
@@ -56,6 +61,9 @@ LARGE = {
     "escapes": filled(b"[" + GOOD_ROW + b',{"name":"', b"\\n", b'"}]'),
     "brackets": filled(b"", b"[", b""),
     "not finite": filled(b"[" + GOOD_ROW + b",[", b"NaN,", b"1]]"),
+    "not finite at the end": filled(b"[" + GOOD_ROW + b",[", b"1,", b"NaN]]"),
+    "lone surrogates": filled(b"[" + GOOD_ROW + b',{"a":"', b"\\udfff", b'"}]'),
+    "quotes before a lone surrogate": filled(b"[" + GOOD_ROW + b",[", b'"",', b'"\\ud800"]]'),
     "spaces": filled(b"[" + GOOD_ROW, b" ", b"]"),
     "no JSON": filled(b"", b"x", b""),
 }
@@ -171,6 +179,69 @@ def test_a_nan_costs_its_row_and_a_byte_order_mark_nothing():
                      json.dumps(rows, separators=(",", ":")).encode()):
         content, dropped = parse_utilization(document, pause)
         assert ([row.name for row in content], dropped) == (["fine", "big"], 1)
+
+
+def test_a_lone_surrogate_anywhere_is_replaced_and_costs_nothing():
+    """003-R32"""
+    rows, dropped = parse_utilization(
+        b'[{"name": "a", "active_instance_count": 1, "tagline": "\\ud800"}, '
+        b'{"name": "b", "active_instance_count": 1, "\\uDFFF": [NaN]}]', pause)
+    assert ([row.name for row in rows], dropped) == (["a", "b"], 0)
+    models, dropped = parse_models(
+        b'{"\\ud800": "\\ud83d", "data": [{"id": "a", "description": "\\udC00 \\ud83d\\ude00 '
+        b'\\\\ud800 \\ud800\\n\\ud800\\u0041"}, {"id": "\\ud800"}]}', pause)
+    assert dropped == 1
+    assert [model.entry for model in models] == [
+        b'{"id": "a", "description": "\\ufffd \\ud83d\\ude00 '
+        b'\\\\ud800 \\ufffd\\n\\ufffd\\u0041"}']
+
+
+@pytest.mark.parametrize("before", ["", " ", "\n\t", "  \r\n"])
+@pytest.mark.parametrize("bare", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_not_finite_is_null_in_an_entry_and_stays_within_strings(before, bare):
+    """003-R32"""
+    said = rf'"says": "Paris, {bare}: {bare}, \"[{bare}\\", "{bare}": "{bare}"'
+    entry = '{"id": "a", "x":%s, "y": [%s,%s], %s}'
+    written = entry % (before + bare, before + bare, before + bare, said)
+    (model,), _ = parse_models(f'{{"data": [{written}]}}'.encode(), pause)
+    null = before + "null"
+    assert model.entry.decode() == entry % (null, null, null, said)
+
+
+FRAGMENTS = st.lists(st.sampled_from([
+    "\\\\", '\\"', "\\n", "\\ud83d", "\\ude00", "\\uDEAD", "\\u0041", "d800", "u", "NaN",
+    "-Infinity", ":", ",", "[", "\u00e9", " "])).map("".join)
+VALUES = FRAGMENTS.map('"{}"'.format) | st.sampled_from(["NaN", "Infinity", "-Infinity", "-1"])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", " ", "\n  "]), VALUES).map("".join), max_size=9),
+       st.integers(0, 12))
+def test_an_entry_is_json_and_holds_what_it_held_but_for_what_is_replaced(values, padding):
+    """003-R32"""
+    written = f'{{"id": "a", {" " * padding}"x": [{",".join(values)}]}}'
+    with pytest.MonkeyPatch.context() as patch:
+        # Windows then end within tokens.
+        patch.setattr(documents, "_WINDOW_BYTES", 13)
+        (model,), _ = parse_models(f'{{"data": [{written}]}}'.encode(), pause)
+    held = json.dumps(json.loads(written, parse_constant=lambda _: None), ensure_ascii=False)
+    assert msgspec.json.decode(model.entry) == json.loads(
+        re.sub("[\ud800-\udfff]", "\ufffd", held))
+
+
+def test_bytes_that_are_no_text_cost_their_entry():
+    """003-R32"""
+    with pytest.raises(FetchFailed, match="no model: invalid JSON in 1 of 1"):
+        parse_models(b'{"data": [{"id": "b", "x": "\xff"}]}', pause)
+
+
+def test_a_name_has_512_characters_at_most():
+    """003-R33"""
+    fits, long = "x" * 512, "x" * 513
+    rows, dropped = parse_utilization(
+        dumped([utilization_row(fits), utilization_row(long)]), pause)
+    assert ([row.name for row in rows], dropped) == ([fits], 1)
+    models, dropped = parse_models(dumped({"data": [{"id": fits}, {"id": long}]}), pause)
+    assert ([model.id for model in models], dropped) == ([fits], 1)
 
 
 class Outage:
