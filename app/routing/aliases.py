@@ -1,6 +1,6 @@
 """Names that stand for pools of models.
 
-Source: specs/002 R4, R50, specs/003 R22.
+Source: specs/002 R4, R50, specs/003 R22, R33.
 """
 
 import dataclasses
@@ -120,9 +120,18 @@ def _matches(globs: tuple[str, ...], name: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
-    each = (re.escape(glob).replace(r"\*", ".*").replace(r"\?", ".") for glob in globs)
     # Without a glob nothing matches.
-    return re.compile("|".join(each) or r"(?!)")
+    return re.compile("|".join(map(_regex, globs)) or r"(?!)")
+
+
+def _regex(glob: str) -> str:
+    """Return a glob as a regex that takes O(length of glob x length of name)."""
+    parts = [re.escape(part).replace(r"\?", ".") for part in glob.split("*")]
+    if len(parts) == 1:
+        return parts[0]
+    first, *inner, last = parts
+    # Where the text between two stars is found first, no later place serves better.
+    return first + "".join(f"(?>.*?{part})" for part in inner) + ".*" + last
 
 
 BUILT_IN = {name: Alias(name) for name in ("chutesai/AutoPilot", "chutesai-routing/AutoPilot")}

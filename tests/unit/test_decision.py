@@ -1,5 +1,7 @@
 """From the model string to the candidates."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,6 +167,39 @@ def test_the_model_field_says_the_mode(model, mode):
 def test_an_alias_chooses_by_globs_tier_by_tier_and_keeps_the_ranking_within_one(alias, pool):
     """002-R4"""
     assert alias.pool(ranked("org/a", "org/b", "org/B", "c.d").ranking.candidates).names == pool
+
+
+def matches(glob, name):
+    """Say whether a glob matches a name: the places in the name that its characters lead to."""
+    places = {0}
+    for char in glob:
+        if char == "*":
+            places = set(range(min(places, default=len(name) + 1), len(name) + 1))
+        else:
+            places = {place + 1 for place in places
+                      if name[place:place + 1] == char or char == "?" and place < len(name)}
+    return len(name) in places
+
+
+@given(st.text("ab/*?", min_size=1, max_size=9), st.text("ab/[.", min_size=1, max_size=9))
+def test_a_glob_matches_what_its_stars_can_stand_for(glob, name):
+    """002-R50"""
+    pool = Alias("x", ((glob,),)).pool(ranked(name).ranking.candidates)
+    assert pool.names == ((name,) if matches(glob, name) else ())
+
+
+def test_many_stars_cost_no_more_than_their_number():
+    """003-R33"""
+    def seconds(glob):
+        alias = Alias("x", ((glob, "*c"),))
+        alias.pool(candidates)
+        began = time.thread_time()
+        assert alias.pool(candidates).names == ()
+        return time.thread_time() - began
+
+    candidates = ranked(*("a" * (120 + number) for number in range(5))).ranking.candidates
+    assert min(seconds("*a*a*a*a*b") for _ in range(5)) < 100 * min(
+        seconds("*b") for _ in range(5))
 
 
 @pytest.mark.parametrize("model, name", [
