@@ -71,6 +71,7 @@ class CatalogueChanges:
             if known and known["taken_at"] >= catalogue.taken_at:
                 return None
             file.truncate(0)
-            json.dump({"taken_at": catalogue.taken_at, "ids": sorted(catalogue.ids)}, file)
+            # At once: json.dump would take ten times as long, piece by piece.
+            file.write(json.dumps({"taken_at": catalogue.taken_at, "ids": sorted(catalogue.ids)}))
             return frozenset(known["ids"]) if known else None
         return None

@@ -5,10 +5,12 @@ Source: specs/002 R54.
 
 import dataclasses
 import hashlib
+import threading
 
 from flask import Response, request
 
 from app.errors import ApiError
+from app.eventloop import pause
 from app.routes.application import Blueprint
 from app.routing.catalogue import Catalogue
 from app.routing.listing import listed, listing
@@ -24,6 +26,7 @@ class Models:
 
     views: Views
     _last: tuple[View, bytes, str] | None = None
+    _listing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def blueprint(self) -> Blueprint:
         """Return the blueprint of both routes."""
@@ -35,10 +38,13 @@ class Models:
     def all(self) -> Response:
         """Answer with the list; a view's list is made once."""
         view, catalogue = self._current()
-        if self._last is None or self._last[0] is not view:
-            document = listing(view, catalogue)
-            self._last = view, document, _etag(document)
-        return _answer(*self._last[1:])
+        # One makes it, and all who want it meanwhile wait.
+        with self._listing:
+            if self._last is None or self._last[0] is not view:
+                document = listing(view, catalogue, pause)
+                self._last = view, document, _etag(document)
+            _, document, etag = self._last
+        return _answer(document, etag)
 
     def one(self, id: str) -> Response:
         """Answer with the entry of a model or an alias."""

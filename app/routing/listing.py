@@ -4,6 +4,7 @@ Source: specs/002 R54.
 """
 
 import json
+from collections.abc import Callable
 
 from app.routing.catalogue import Catalogue
 from app.routing.view import View
@@ -11,16 +12,20 @@ from app.routing.view import View
 _OWNER = "chutes-router"
 
 
-def listing(view: View, catalogue: Catalogue) -> bytes:
+def listing(view: View, catalogue: Catalogue, pause: Callable[[], None]) -> bytes:
     """Return the list of all names that a client may use, as JSON.
 
     view       says what the aliases choose from
     catalogue  the view's
+    pause      called after each alias to let others run
     Returns    an entry for each alias, then the entries of the models feed as they came. Where an
                alias has the name of a model, that model's entry is left out.
     Cost       copies the entries, no I/O
     """
-    entries = [_alias_entry(view, name) for name in view.aliases]
+    entries = []
+    for name in view.aliases:
+        entries.append(_alias_entry(view, name))
+        pause()
     entries += [model.entry for model in catalogue.models.values() if model.id not in view.aliases]
     return b'{"object": "list", "data": [%s]}' % b", ".join(entries)
 

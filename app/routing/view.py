@@ -3,12 +3,13 @@
 A `View` never changes. Each refresh of a feed makes a new one, which replaces the last one whole.
 A request reads it once and keeps it to its end.
 
-Source: specs/003 R1, R8, R22.
+Source: specs/003 R1, R8, R22, R34.
 """
 
 import bisect
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -36,18 +37,20 @@ class View:
     catalogue  None while the models feed has never been fetched
     snapshot   None while the utilization feed has never been fetched
     aliases    by name
+    pause      called now and then while much is put in order, to let others run
     """
 
     catalogue: Catalogue | None = None
     snapshot: Snapshot | None = None
     aliases: Mapping[str, Alias] = dataclasses.field(default_factory=lambda: BUILT_IN)
+    pause: Callable[[], None] = no_pause
 
     def pool(self, alias: str) -> Pool:
         """Return the chutes that an alias may choose now."""
         if alias not in self._pools:
             candidates = self.snapshot.ranking.candidates if self.snapshot is not None else ()
             models = self.catalogue.models if self.catalogue is not None else {}
-            self._pools[alias] = self.aliases[alias].pool(candidates, models)
+            self._pools[alias] = self.aliases[alias].pool(candidates, models, self.pause)
         return self._pools[alias]
 
     @functools.cached_property
@@ -57,19 +60,26 @@ class View:
     def candidates(self, alias: str, needs: Needs) -> tuple[str, ...]:
         """Return the model ids that an alias may choose now, in the order to try them.
 
-        Cost  Pool.ordered, once for each alias and each kind of needs
+        Cost  Pool.ordered, once for each alias and each kind of needs; pauses
         """
         if needs is NO_NEEDS:
             return self.pool(alias).names
         # Two contexts that the same models have make the same order.
         kind = alias, needs.features, needs.inputs, self._context_step(needs.context)
         if kind not in self._orders:
-            self._orders[kind] = self.pool(alias).ordered(needs)
+            # One makes it, and all who want it meanwhile wait.
+            with self._ordering:
+                if kind not in self._orders:
+                    self._orders[kind] = self.pool(alias).ordered(needs, self.pause)
         return self._orders[kind]
 
     @functools.cached_property
     def _orders(self) -> dict[tuple[Any, ...], tuple[str, ...]]:
         return {}
+
+    @functools.cached_property
+    def _ordering(self) -> threading.Lock:
+        return threading.Lock()
 
     def _context_step(self, tokens: int) -> int:
         """Return the number of declared contexts that are shorter, plus 1; 0 for 0 tokens."""
@@ -105,7 +115,7 @@ class Views:
     clock      returns seconds, monotonic
     on_change  told of each new view
     aliases    by name
-    pause      called now and then while a large feed is ranked, to let others run
+    pause      called now and then while a large feed is worked on, to let others run
     """
 
     def __init__(self, clock: Callable[[], float], on_change: Callable[[View], None],
@@ -118,7 +128,7 @@ class Views:
         self._rows: tuple[UtilizationRow, ...] = ()
         self._rows_taken_at: float | None = None
         self._changes = 0
-        self.current = View(aliases=aliases)
+        self.current = View(aliases=aliases, pause=pause)
         on_change(self.current)
 
     def take_models(self, models: Iterable[Model], age_s: float = 0.0) -> None:
@@ -149,6 +159,10 @@ class Views:
             if taken_at is not None:
                 allowlist = catalogue.ids if catalogue is not None else frozenset[str]()
                 snapshot = Snapshot(rank(self._rows, allowlist, self._pause), taken_at)
-        self.current = dataclasses.replace(
-            self.current, catalogue=catalogue, snapshot=snapshot)
-        self._on_change(self.current)
+            view = dataclasses.replace(self.current, catalogue=catalogue, snapshot=snapshot)
+            for alias in view.aliases:
+                # No request has to wait until its alias has a pool.
+                view.pool(alias)
+                self._pause()
+        self.current = view
+        self._on_change(view)

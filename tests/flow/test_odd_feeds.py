@@ -1,5 +1,6 @@
 """Feeds that are large, odd or changed, and how soon a failed fetch is tried again."""
 
+import gc
 import json
 import math
 import os
@@ -13,13 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.control import documents
+from app.control.changes import CatalogueChanges
 from app.control.documents import MAX_ENTRIES
 from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.schemas import parse_models, parse_utilization
 from app.errors import FetchFailed
 from app.eventloop import pause
+from app.routing.aliases import BUILT_IN, Alias
 from app.routing.catalogue import Model
+from app.routing.listing import listing
+from app.routing.needs import Needs
 from app.routing.view import Views
 from tests.support.feeds import models_feed, utilization_row
 
@@ -37,10 +42,10 @@ class Stopwatch:
     """Stands in for the pause; measures the processor time between two of them."""
 
     def __init__(self):
-        self.longest_s, self.last = 0.0, time.thread_time()
+        self.longest_s, self.last, self.turns = 0.0, time.thread_time(), 0
 
     def __call__(self):
-        now = time.thread_time()
+        now, self.turns = time.thread_time(), self.turns + 1
         self.longest_s, self.last = max(self.longest_s, now - self.last), now
 
 
@@ -85,20 +90,51 @@ def test_whatever_a_feed_of_8_mib_holds_the_event_loop_is_not_held_for_long(name
         assert stopwatch.longest_s < MOST_S
 
 
-def test_the_largest_feeds_are_read_and_ranked_in_slices():
-    """003-R13"""
+ALIASES = {**BUILT_IN, **{name: Alias(name, tiers, exclude, min_context=5000)
+                          for name, tiers, exclude in (
+    ("globs", (("*-1*", "maker/*"), ("*",)), ("*Guard*", "*ocr*")),
+    ("tiers", tuple((f"*{number}",) for number in range(50)), ()))}}
+
+
+@pytest.mark.parametrize("padding", [0, 250])
+def test_the_largest_feeds_are_read_ranked_and_used_in_slices(tmp_path, padding):
+    """003-R13, 003-R34"""
     names = [f"maker/Model-{number}" for number in range(MAX_ENTRIES)]
-    rows = [{"name": name, "active_instance_count": 1 + number % 9, "utilization_5m": 0.5}
-            for number, name in enumerate(names)]
+    rows = [{"name": name, "active_instance_count": 1 + number % 9, "utilization_5m": 0.5,
+             "unread": "x" * padding} for number, name in enumerate(names)]
+    entries = [{"id": name, "context_length": 4096 + number, "supported_features": ["tools"],
+                "unread": "x" * padding} for number, name in enumerate(names)]
     stopwatch = Stopwatch()
-    views = Views(lambda: 0.0, lambda view: None, pause=stopwatch)
-    models, _ = parse_models(dumped({"data": [{"id": name} for name in names]}), stopwatch)
-    views.take_models(models)
+    views = Views(lambda: 0.0, lambda view: None, ALIASES, stopwatch)
+    models, _ = parse_models(dumped({"data": entries}), stopwatch)
+    CatalogueChanges(views, tmp_path / "catalogue.json").take(models, 0.0)
+    stopwatch()
     content, _ = parse_utilization(dumped(rows), stopwatch)
     views.take_rows(content)
     stopwatch()
-    assert len(views.current.snapshot.ranking.candidates) == MAX_ENTRIES
+    view = views.current
+    # All pools are there: nothing is left to be done for them.
+    turns, pools = stopwatch.turns, [view.pool(alias) for alias in ALIASES]
+    assert [len(pool.members) for pool in pools] == [MAX_ENTRIES] * 2 + [MAX_ENTRIES - 904] * 2
+    assert stopwatch.turns == turns
+    for alias in ALIASES:
+        order = view.candidates(alias, Needs(frozenset({"tools"}), context=9000))
+        assert len(order) == len(view.pool(alias).members)
+        stopwatch()
+    assert len(listing(view, view.catalogue, stopwatch)) > MAX_ENTRIES * (padding + 40)
+    stopwatch()
     assert stopwatch.longest_s < MOST_S
+
+
+def test_rows_and_what_is_made_of_them_are_nothing_to_the_garbage_collector():
+    """003-R34"""
+    (row,), _ = parse_utilization(dumped([utilization_row("a")]), pause)
+    views = Views(lambda: 0.0, lambda view: None)
+    views.take_models([Model("a")])
+    views.take_rows([row])
+    (candidate,) = views.current.snapshot.ranking.candidates
+    (member,) = views.current.pool("chutesai/AutoPilot").members
+    assert not any(map(gc.is_tracked, (row, candidate, candidate.parts, member)))
 
 
 def test_one_entry_more_is_a_failed_refresh():

@@ -3,11 +3,12 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support.feeds import bare_entry, model_entry, models_feed, utilization_row
-from tests.support.router import Router
+from tests.support.router import Router, until
 from tests.support.upstream import Upstream, complete
 from tests.wire.conftest import SHORT
 from tests.wire.test_start import start
@@ -332,6 +333,23 @@ def test_models_that_appear_or_go_are_logged_once_each_and_counted():
 
 
 # -- completions of a prompt, the query, the trace ------------------------------------------------
+
+
+def test_of_the_largest_feeds_many_can_ask_at_once():
+    """003-R34"""
+    names = [f"maker/Model-{number}-TEE" for number in range(20_000)]
+    rows = [{"name": name, "active_instance_count": 2} for name in names]
+    entries = [{"id": name, "object": "model", "supported_features": ["tools"]} for name in names]
+    entries[0]["supported_features"] = []
+    with (Upstream(models=models_feed(entries), rows=rows) as upstream,
+          Router(upstream.url, MODELS_REFRESH_MS="60000", UTILIZATION_REFRESH_MS="60000") as router,
+          ThreadPoolExecutor(24) as clients):
+        until(lambda: router.get("/readyz").status == 200)
+        asked = [clients.submit(picked, router, AUTO, tools=[{}]) for _ in range(16)]
+        listed = [clients.submit(router.get, "/v1/models") for _ in range(8)]
+        assert {future.result() for future in asked} == {names[1]}
+        assert len({future.result().value("ETag") for future in listed}) == 1
+        assert len(json.loads(listed[0].result().body)["data"]) == len(names) + 2
 
 
 def test_a_prompts_completion_goes_the_same_way(site):
