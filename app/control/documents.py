@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from app.errors import FetchFailed
+from app.routing.surrogates import ESCAPE, LONGEST_ESCAPE, REPLACEMENT
 
 MAX_ENTRIES = 20_000
 # An entry of the real feeds is about 1 KB. 64 KiB of the worst JSON take a few milliseconds.
@@ -19,15 +20,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What is repaired of a document between two pauses takes 15 ms at the very most.
 _WINDOW_BYTES = 64 * 1024
 
-_TOKEN = re.compile(
-    rb'''(?P<quote>")
-        | \\u[dD] (?: [89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2}  # a pair
-                    | (?P<lone>[89a-fA-F][0-9a-fA-F]{2}) )
-        | \\.
-        | (?P<not_finite>-?Infinity|NaN)''', re.DOTALL | re.VERBOSE)
-_LONGEST_TOKEN = len(rb"\ud83d\ude00")
-# U+FFFD, which stands for text that is none.
-_REPLACEMENT = rb"\ufffd"
+_TOKEN = re.compile(rb'(?P<quote>") |' + ESCAPE + rb"| (?P<not_finite>-?Infinity|NaN)",
+                    re.DOTALL | re.VERBOSE)
 
 # An array of JSON texts. A struct that is written as an array skips what is beyond its fields
 # without building it: a list would build millions of entries before they could be counted.
@@ -74,7 +68,7 @@ def _repaired(document: bytes, in_place_of_nan: bytes, pause: Callable[[], None]
         pieces = list[bytes]()
         end = start + _WINDOW_BYTES
         # The window's end may cut a token that begins here or later: the next window has it.
-        certain = end - _LONGEST_TOKEN if end < len(document) else end
+        certain = end - LONGEST_ESCAPE if end < len(document) else end
         for token in _TOKEN.finditer(document, start, end):
             if token.start() >= certain:
                 break
@@ -82,7 +76,7 @@ def _repaired(document: bytes, in_place_of_nan: bytes, pause: Callable[[], None]
             if token.lastgroup == "quote":
                 in_string = not in_string
             elif token.lastgroup == "lone":
-                instead = _REPLACEMENT
+                instead = REPLACEMENT
             elif token.lastgroup == "not_finite" and not in_string:
                 instead = in_place_of_nan
             if instead is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import flask
 from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
-from werkzeug.routing import MapAdapter, Rule
+from werkzeug.routing import MapAdapter, PathConverter, Rule
 
 from app.client import client_of
 from app.errors import ApiError
@@ -32,6 +32,12 @@ class Blueprint(flask.Blueprint):
     def __init__(self, name: str, *, on_health_address: bool) -> None:
         super().__init__(name, __name__)
         self.on_health_address = on_health_address
+
+
+class _Rest(PathConverter):
+    """The rest of a path, whatever it is: an id of a model may begin with a slash."""
+
+    regex, part_isolating = ".+", False
 
 
 class _NoSessions(SessionInterface):
@@ -63,6 +69,7 @@ class Application(Flask):
         # A path is matched as it came; none is redirected.
         self.url_map.merge_slashes = False
         self.url_map.strict_slashes = True
+        self.url_map.converters["rest"] = _Rest
         self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         register_error_handlers(self, self._no_route)
 

@@ -18,9 +18,10 @@ from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
 from app.routes.body import judge_announced, read_body, skip_body
 from app.routing.decision import Asked, Decision, Mode, decide, read_asked
-from app.routing.error_member import MAX_BYTES, may_lack_member, with_error_member
+from app.routing.error_body import MAX_BYTES
+from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
 from app.routing.event_stream import StreamTail, is_event_stream
-from app.routing.headers import (SELECTED_MODEL, Field, client_headers, skipped_fields,
+from app.routing.headers import (Field, client_headers, selected_fields, skipped_fields,
                                  upstream_headers)
 from app.routing.model_field import ModelField, find_model
 from app.routing.needs import NO_NEEDS, Needs
@@ -120,7 +121,7 @@ class Completions:
             sticky.kept = decision.keep
         client.watch()
         committed = self._run(decision, self._prepared(path, environ, record, field, asked),
-                              (record, sticky) if sticky else (record,))
+                              record, (sticky,) if sticky else ())
         admission.release_body()
         try:
             return self._respond(environ, client, record, decision, committed)
@@ -144,12 +145,13 @@ class Completions:
                         upstream_headers(environ, record.request_id), header_timeout_ms / 1000,
                         chosen_here=asked.mode is not Mode.DIRECT)
 
-    def _run(self, decision: Decision, prepared: Prepared,
+    def _run(self, decision: Decision, prepared: Prepared, record: RequestRecord,
              observers: Sequence[AttemptObserver]) -> Committed:
         try:
-            return self.attempts.run(decision.candidates, prepared, observers)
+            return self.attempts.run(decision.candidates, prepared, (record, *observers))
         except ApiError as error:
-            error.headers += tuple(_told_of(decision))
+            if record.attempts:
+                error.headers += tuple(_told_of(decision))
             raise
 
     def _respond(self, environ: dict[str, Any], client: Client, record: RequestRecord,
@@ -165,7 +167,7 @@ class Completions:
             # There is no body to relay, and no end of it to see.
             record.ending = Ending.COMPLETE
         if decision.mode is not Mode.DIRECT:
-            fields += [(SELECTED_MODEL, committed.model), *_told_of(decision)]
+            fields += [*selected_fields(committed.model), *_told_of(decision)]
         tail = StreamTail() if is_event_stream(upstream.status, upstream.fields) else None
         if tail is not None and cuts:
             # A client that knows the length would take all bytes for a complete answer.
@@ -191,8 +193,7 @@ def _show_error(upstream: UpstreamResponse, first: bytes,
     changed = with_error_member(upstream.status, first) if upstream.whole else None
     if changed is None:
         return first, fields
-    return changed, [(name, str(len(changed)) if name.lower() == "content-length" else value)
-                     for name, value in fields]
+    return changed, fields_of_changed(fields, changed)
 
 
 def _told_of(decision: Decision) -> list[Field]:

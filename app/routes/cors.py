@@ -31,6 +31,8 @@ class Cors:
     def preflight(self, environ: Mapping[str, Any]) -> Response:
         """Answer an OPTIONS request; `mark` adds who may ask."""
         response = Response(status=204)
+        # There is no content.
+        del response.headers["Content-Type"]
         if self._allows(environ):
             response.headers["Access-Control-Allow-Methods"] = _METHODS
             # Authorization is covered by its name only, never by "*".

@@ -32,7 +32,7 @@ class Models:
         """Return the blueprint of both routes."""
         blueprint = Blueprint("models", on_health_address=False)
         blueprint.get("/v1/models")(self.all)
-        blueprint.get("/v1/models/<path:id>")(self.one)
+        blueprint.get("/v1/models/<rest:id>")(self.one)
         return blueprint
 
     def all(self) -> Response:

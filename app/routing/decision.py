@@ -5,7 +5,6 @@ Source: specs/002 R4-R7, R51, specs/004 R1-R6, specs/005 R3.
 
 import dataclasses
 import enum
-import re
 from typing import NamedTuple
 
 from app.errors import ApiError
@@ -16,8 +15,6 @@ from app.routing.view import View
 UNKNOWN = "unknown_model"
 
 _ASCII_WHITE_SPACE = " \t\n\r\f\v"
-# An item of a list comes back in a response header, which may hold these characters.
-_HEADER_SAFE = re.compile(r"[\x20-\x7e]+")
 # An error message repeats at most so much of a client's own words.
 _LONGEST_QUOTE = 200
 
@@ -76,7 +73,7 @@ def read_asked(view: View, model: str, max_list_items: int) -> Asked:
     Raises          ApiError: invalid_model_list
     Cost            O(items), no I/O
 
-    Source: specs/002 R4, specs/004 R1, R2, R4.
+    Source: specs/002 R4, specs/004 R1, R2.
     """
     if model in view.aliases:
         return Asked(Mode.ALIAS, (model,), needs_count=True)
@@ -156,9 +153,6 @@ def _list_items(asked: str, max_items: int) -> tuple[str, ...]:
     if len(names) > max_items:
         raise ApiError("invalid_model_list",
                        f"The model list names {len(names)} models; at most {max_items} are taken.")
-    if not all(map(_HEADER_SAFE.fullmatch, names)):
-        raise ApiError("invalid_model_list",
-                       "The model list has an item with characters other than visible ASCII.")
     return names
 
 

@@ -11,33 +11,31 @@ from collections.abc import Sequence
 
 import msgspec
 
-from app.routing.headers import Field, is_coded, value_of
-
-# Answers that are longer are passed on as they came.
-MAX_BYTES = 64 * 1024
+from app.routing.error_body import read_error, shown
+from app.routing.headers import Field, is_coded, media_type
 
 _TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 413: "invalid_request_error",
           422: "invalid_request_error", 401: "authentication_error", 402: "insufficient_quota",
           403: "permission_error", 429: "rate_limit_error"}
 
-
-class _Members(msgspec.Struct):
-    detail: msgspec.Raw
-    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Detail(msgspec.Struct):
-    message: str
-
-
-_members = msgspec.json.Decoder(_Members)
-_text = msgspec.json.Decoder(str | _Detail)
+# Fields that tell of the exact bytes of a body (RFC 9110 section 8.8.3, RFC 1864, RFC 3230, RFC
+# 9530), and signatures that may cover such a field (RFC 9421).
+_OF_THE_BYTES = frozenset(("etag", "content-md5", "digest", "repr-digest", "content-digest",
+                           "signature", "signature-input"))
 
 
 def may_lack_member(status: int, fields: Sequence[Field]) -> bool:
     """Say whether an answer is an error of plain JSON."""
-    kind = value_of("content-type", fields).partition(";")[0].strip().lower()
-    return status >= 400 and kind == "application/json" and not is_coded(fields)
+    return status >= 400 and media_type(fields) == "application/json" and not is_coded(fields)
+
+
+def fields_of_changed(fields: Sequence[Field], body: bytes) -> list[Field]:
+    """Return the fields of an answer whose body has become this one.
+
+    Its length follows. What was said of the old bytes goes.
+    """
+    return [(name, str(len(body)) if name.lower() == "content-length" else value)
+            for name, value in fields if name.lower() not in _OF_THE_BYTES]
 
 
 def with_error_member(status: int, body: bytes) -> bytes | None:
@@ -49,25 +47,12 @@ def with_error_member(status: int, body: bytes) -> bytes | None:
              body is no JSON object with `detail` and without `error`
     Cost     some microseconds, no I/O
     """
-    try:
-        members = _members.decode(str(body, "utf-8"))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    found = read_error(body)
+    if found is None or found.error is not msgspec.UNSET:
         return None
-    if members.error is not msgspec.UNSET:
-        return None
-    error = {"message": _message(bytes(members.detail)), "type": _type(status), "param": None,
-             "code": None}
+    error = {"message": shown(found), "type": _type(status), "param": None, "code": None}
     rest = body.lstrip(b" \t\r\n")[1:]
     return b'{"error": ' + json.dumps(error).encode() + b", " + rest
-
-
-def _message(detail: bytes) -> str:
-    try:
-        said = _text.decode(detail)
-    except (msgspec.DecodeError, RecursionError):
-        # A list of problems, or an object of another shape: as it is written.
-        return detail.decode()
-    return said if isinstance(said, str) else said.message
 
 
 def _type(status: int) -> str:

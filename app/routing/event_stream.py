@@ -10,7 +10,7 @@ Source: specs/006 W14; https://html.spec.whatwg.org/multipage/server-sent-events
 import re
 from collections.abc import Sequence
 
-from app.routing.headers import Field, is_coded, value_of
+from app.routing.headers import Field, is_coded, media_type
 
 # Other events may follow the line that is looked for.
 _TAIL_BYTES = 4 * 1024
@@ -21,8 +21,7 @@ _DONE = re.compile(rb"[\r\n]data: ?\[DONE\][ \t]*(?:[\r\n]|$)")
 
 def is_event_stream(status: int, fields: Sequence[Field]) -> bool:
     """Say whether an answer is an event stream whose bytes can be read: a 2xx without a coding."""
-    return (200 <= status < 300
-            and value_of("content-type", fields).lower().startswith("text/event-stream")
+    return (200 <= status < 300 and media_type(fields) == "text/event-stream"
             and not is_coded(fields))
 
 

@@ -26,8 +26,10 @@ _MADE_HERE = frozenset(
 _SERVERS_OWN = frozenset(("date", "server"))
 _ALWAYS_BLOCKED = HOP_BY_HOP | _SERVERS_OWN | {SELECTED_MODEL, SKIPPED}
 _MOST_SKIPPED = 10
-_LONGEST_SKIPPED = 4000
+_LONGEST_VALUE = 4000
 
+# A name that a response field can hold: visible ASCII and spaces.
+_HOLDABLE = re.compile(rf"[\x20-\x7e]{{1,{_LONGEST_VALUE}}}")
 _SANE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -68,25 +70,38 @@ def value_of(name: str, fields: Iterable[Field]) -> str:
     return ", ".join([value for field, value in fields if field.lower() == name])
 
 
+def media_type(fields: Iterable[Field]) -> str:
+    """Return the type of a body in lower case, without parameters; empty where none is named."""
+    return value_of("content-type", fields).partition(";")[0].strip().lower()
+
+
 def is_coded(fields: Iterable[Field]) -> bool:
     """Say whether a body has a Content-Encoding, which is never decoded here."""
     return value_of("content-encoding", fields).lower() not in ("", "identity")
 
 
+def selected_fields(model: str) -> list[Field]:
+    """Return the response field that names the model; none where no field can hold its name.
+
+    Source: specs/002 R17, R55.
+    """
+    return [(SELECTED_MODEL, model)] if _HOLDABLE.fullmatch(model) else []
+
+
 def skipped_fields(skipped: Iterable[tuple[str, str]]) -> list[Field]:
     """Return the response field that names what was passed over; none where nothing was.
 
-    skipped  names of visible ASCII and spaces, each with the reason
+    skipped  names, each with the reason; what no field can hold, or has no room left, is left out
 
-    Source: specs/002 R52.
+    Source: specs/002 R52, R55.
     """
-    shown, room = list[str](), _LONGEST_SKIPPED
+    shown, room = list[str](), _LONGEST_VALUE
     for name, reason in skipped:
         entry = f"{name};{reason}"
-        room -= len(entry) + len(", ")
-        if room < 0 or len(shown) == _MOST_SKIPPED:
-            break
-        shown.append(entry)
+        size = len(entry) + len(", ")
+        if len(shown) < _MOST_SKIPPED and size <= room and _HOLDABLE.fullmatch(name):
+            shown.append(entry)
+            room -= size
     return [(SKIPPED, ", ".join(shown))] if shown else []
 
 

@@ -10,7 +10,7 @@ Source: specs/002 R11-R14.
 import dataclasses
 import enum
 
-import msgspec
+from app.routing.error_body import read_error, said
 
 
 class Failure(enum.StrEnum):
@@ -90,13 +90,6 @@ def status_failure(status: int) -> Failure | None:
     return Failure.UNAVAILABLE if status == 503 else None
 
 
-class _Refusal(msgspec.Struct):
-    detail: str
-
-
-_refusal = msgspec.json.Decoder(_Refusal)
-
-
 def not_found_failure(body: bytes) -> Failure | None:
     """Return MODEL_NOT_FOUND if the body of a 404 says that the upstream does not know the model.
 
@@ -104,8 +97,6 @@ def not_found_failure(body: bytes) -> Failure | None:
 
     Source: specs/002 R12.
     """
-    try:
-        says = _refusal.decode(body).detail
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    return Failure.MODEL_NOT_FOUND if says.startswith("model not found") else None
+    error = read_error(body)
+    detail = said(error) if error is not None else None
+    return Failure.MODEL_NOT_FOUND if (detail or "").startswith("model not found") else None

@@ -163,6 +163,5 @@ class Views:
             for alias in view.aliases:
                 # No request has to wait until its alias has a pool.
                 view.pool(alias)
-                self._pause()
         self.current = view
         self._on_change(view)

@@ -12,15 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from app.errors import ApiError
+from app.routing.error_body import MAX_BYTES
 from app.routing.headers import is_coded
 from app.routing.model_field import Pieces
 from app.routing.outcomes import (WHEN_EXHAUSTED, Attempt, Failure, UpstreamFailed,
                                   not_found_failure, status_failure)
 from app.upstream.transport import UpstreamResponse
 from app.upstream.waiting import Waiting
-
-# A longer body of a 404 does not say that a model is unknown.
-_LARGEST_REFUSAL = 64 * 1024
 
 
 class Sender(Protocol):
@@ -156,8 +154,8 @@ class Attempts:
         if 200 <= response.status < 300:
             return Committed(model, response, response.first_chunk(self.first_byte_timeout_s))
         if response.status == 404 and chosen_here and not is_coded(response.fields):
-            body = response.peek(_LARGEST_REFUSAL)
-            fits = len(body) <= _LARGEST_REFUSAL
+            body = response.peek(MAX_BYTES)
+            fits = len(body) <= MAX_BYTES
             return Committed(model, response, body, not_found_failure(body) if fits else None)
         return Committed(model, response, b"", status_failure(response.status))
 

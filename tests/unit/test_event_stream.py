@@ -47,3 +47,7 @@ def test_only_an_uncoded_2xx_of_its_type_is_an_event_stream():
     assert is_event_stream(200, [kind, ("Content-Encoding", "identity")])
     assert not is_event_stream(200, [kind, ("content-encoding", "gzip")])
     assert not is_event_stream(404, [kind]) and not is_event_stream(200, [])
+    for other in ("text/event-stream2", "text/event-streams; x=text/event-stream", "event-stream"):
+        assert not is_event_stream(200, [("Content-Type", other)])
+    for spelled in ("text/event-stream", " TEXT/EVENT-STREAM ;charset=x", "text/event-stream;"):
+        assert is_event_stream(200, [("Content-Type", spelled)])

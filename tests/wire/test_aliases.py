@@ -60,6 +60,14 @@ def backend():
 
 
 @pytest.fixture(scope="module")
+def passing():
+    with backend() as upstream, Router(upstream.url, UNKNOWN_MODELS="pass",
+                                       STICKY_TTL_SECS="0") as router:
+        router.wait_until_fed()
+        yield router, upstream
+
+
+@pytest.fixture(scope="module")
 def site(tmp_path_factory):
     path = tmp_path_factory.mktemp("etc") / "aliases.toml"
     path.write_text(ALIASES)
@@ -223,7 +231,7 @@ def test_the_names_skipped_are_bounded_and_the_upstreams_own_field_is_dropped(si
     router, upstream = site
     upstream.on(TEXT, complete(b"{}", fields=[("X-Chutes-Autopilot-Skipped", "theirs")]))
     long = [f"gone/{number}{'x' * 900}" for number in range(6)]
-    value = router.chat(",".join([*long, TEXT])).value("x-chutes-autopilot-skipped")
+    value = router.chat(",".join(["x" * 3990, *long, TEXT])).value("x-chutes-autopilot-skipped")
     assert value == ", ".join(f"{name};unknown_model" for name in long[:4]) and len(value) < 4000
     assert router.chat(f"{TEXT},{SEES}").value("x-chutes-autopilot-skipped") is None
     upstream.on(TEXT, complete(b"{}"))
@@ -238,6 +246,24 @@ def test_unknown_names_pass_as_written_where_that_is_wished():
         assert tried(router, upstream, f"gone/One,{TEXT}") == ["gone/One", TEXT]
         upstream.on("gone/One", complete(b'{"detail":"model not found: gone/One"}', status=404))
         assert picked(router, f"gone/One,{TEXT}") == TEXT
+
+
+@pytest.mark.parametrize("odd", [
+    "caf\u00e9/One", "a\nx-set: b", "tab\tbed", "\U0001f600", "x" * 4001])
+@pytest.mark.parametrize("unknown", ["pass", "refuse"])
+def test_a_name_that_no_field_can_hold_is_treated_like_any_other_and_not_told(
+        passing, site, unknown, odd):
+    """002-R55, 004-R4"""
+    router, upstream = passing if unknown == "pass" else site
+    answer = router.chat(f"{odd}, gone/One, {TEXT}")
+    assert (answer.status, answer.value("x-set")) == (200, None)
+    if unknown == "pass":
+        assert upstream.exchanges[-1].model == odd
+        assert answer.value("x-chutes-autopilot-selected") is None
+    else:
+        assert answer.value("x-chutes-autopilot-selected") == TEXT
+        assert answer.value("x-chutes-autopilot-skipped") == "gone/One;unknown_model"
+        assert router.chat(f"{odd},").error["code"] == "unknown_model"
 
 
 NOT_FOUND = b'{"detail":"model not found: lumen-ai/Sees-70B","more":[1]}'

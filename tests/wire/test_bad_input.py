@@ -59,10 +59,10 @@ def test_a_model_named_twice_is_ambiguous(router, upstream, body):
 @pytest.mark.parametrize("body", [
     b"{}", b'{"model":null}', b'{"model":1}', b'{"model":["m"]}', b'{"model":{"model":"m"}}',
     b'{"model":""}', b'{"model":" \\t\\n"}', b'{"Model":"m"}', b'{"x":{"model":"m"}}',
-    b'{"model":"\\ud800"}', b'{"model":"a\\udfffb"}'])
+    b'{"model":"\\ud800"}', b'{"model":"a\\udfffb"}', b'{"model":"a,\\ud800"}'])
 def test_a_model_that_is_no_name_is_missing(router, upstream, body):
-    """002-R3"""
-    refused(router, upstream, body, "missing_model", param="model")
+    """002-R3, 002-R21"""
+    assert refused(router, upstream, body, "missing_model", param="model").body.isascii()
 
 
 @pytest.mark.parametrize("body", [

@@ -84,6 +84,7 @@ def test_a_preflight_is_answered_and_names_an_allowed_origin_only(
     headers = {"Access-Control-Request-Headers": "authorization,x-stainless-lang"}
     answer = open_router.get(path, {**headers, "Origin": origin} if origin else headers, "OPTIONS")
     assert (answer.status, answer.body, answer.value("Vary")) == (204, b"", "Origin")
+    assert answer.value("Content-Type") is None
     assert told(answer) == ([origin, "*", "GET, HEAD, POST", headers[
         "Access-Control-Request-Headers"]] if allowed else [None] * 4)
 

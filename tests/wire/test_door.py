@@ -216,7 +216,7 @@ def test_an_announced_length_gives_a_body_more_time(backend):
 
 
 def test_one_model_that_hangs_takes_half_of_the_places(backend):
-    """007-R22"""
+    """007-R22, 002-R52"""
     backend.on("a", silent)
     with Router(backend.url, MAX_INFLIGHT_REQUESTS="8",
                 UPSTREAM_HEADER_TIMEOUT_MS="60000") as router:
@@ -226,6 +226,10 @@ def test_one_model_that_hangs_takes_half_of_the_places(backend):
             refused = router.chat("a")
             assert (refused.status, refused.error["code"]) == (503, "overloaded")
             assert refused.value("Retry-After")
+            # Nothing has been tried.
+            refused = router.chat("gone,a")
+            assert refused.error["code"] == "overloaded"
+            assert refused.value("x-chutes-autopilot-skipped") is None
             assert router.chat("b").status == 200
             # A list goes on to the next, and no attempt is made on the first.
             listed = router.chat("a,b", headers={"X-Request-Id": "listed"})

@@ -21,13 +21,15 @@ def error(message, kind="authentication_error"):
 @pytest.mark.parametrize("mode", ["direct", "list"])
 def test_an_error_gets_its_member_before_its_own_in_every_framing(
         router, upstream, model, framing, mode):
-    """002-R25"""
+    """002-R25, 002-R56"""
     name = model()
-    upstream.on(name, complete(DETAIL, framing, status=401, fields=[JSON, ("X-Own", "kept")]))
+    upstream.on(name, complete(DETAIL, framing, status=401, fields=[
+        JSON, ("X-Own", "kept"), ("ETag", '"of other bytes"'), ("Content-Digest", "sha-256=:x:")]))
     answer = router.chat(name if mode == "direct" else f"{name},")
     assert (answer.status, answer.ended, answer.value("X-Own")) == (401, "complete", "kept")
     assert json.loads(answer.body)["error"] == error("Invalid token.")
     assert answer.body.endswith(b'"detail": "Invalid token.", "n": 1.10}\n')
+    assert answer.value("ETag") is answer.value("Content-Digest") is None
     length = answer.value("Content-Length")
     assert length == (str(len(answer.body)) if framing == "length" else None)
     assert router.chat(name).status == 401
@@ -41,11 +43,12 @@ def test_an_error_gets_its_member_before_its_own_in_every_framing(
     (b'{"detail": "%s"}' % (b"x" * 65536), 500, [JSON])])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_any_other_answer_passes_as_it_came(router, upstream, model, body, status, fields, framing):
-    """002-R25"""
+    """002-R25, 002-R56"""
     name = model()
-    upstream.on(name, complete(body, framing, status=status, fields=fields))
+    upstream.on(name, complete(body, framing, status=status, fields=[*fields, ("ETag", '"own"')]))
     answer = router.chat(name)
     assert (answer.status, answer.body, answer.ended) == (status, body, "complete")
+    assert answer.value("ETag") == '"own"'
 
 
 def test_errors_pass_as_they_came_where_that_is_wanted(upstream, model):

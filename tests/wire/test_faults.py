@@ -235,10 +235,10 @@ def test_F25_a_404_of_the_models_name_is_a_fault_and_the_last_one_is_passed_on(
     """002-R12, 006-W13"""
     first, second, third = model(), model(), model()
     for name in (first, second):
-        upstream.on(name, refused(f"model not found: {name}", framing))
+        upstream.on(name, refused(f"model not found: {name}", framing, more="\ud800"))
     answer = ask(router, f"{first},{second}")
     assert (answer.status, answer.ended) == (404, "complete")
-    assert json.loads(answer.body) == {"detail": f"model not found: {second}"}
+    assert json.loads(answer.body) == {"detail": f"model not found: {second}", "more": "\ud800"}
     assert answer.value("x-chutes-autopilot-selected") == second
     upstream.on(third, pieces([b"data: good\n\n"]))
     answer = ask(router, f"{first},{third}", {"X-Request-Id": third})

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.support.feeds import bare_entry, model_entry, models_feed, utilization_row
-from tests.support.router import Router, free_port
+from tests.support.router import Router, free_port, until
 from tests.support.upstream import Upstream
 from tests.wire.conftest import SHORT
 
@@ -63,6 +63,19 @@ def test_the_list_has_the_aliases_and_the_feeds_entries_as_they_came(site):
     assert len(answer.values("Date")) == 1
 
 
+def test_an_id_may_have_slashes_anywhere():
+    """002-R54"""
+    with Upstream(models=models_feed(["/rooted/A", "/", "x//y/"])) as upstream, Router(
+            upstream.url) as router:
+        until(lambda: router.get("/v1/models").status == 200)
+        for path, id in (("/rooted/A", "/rooted/A"), ("%2Frooted%2FA", "/rooted/A"), ("/", "/"),
+                         ("%2F", "/"), ("x//y/", "x//y/")):
+            answer = router.get(f"/v1/models/{path}")
+            assert (answer.status, json.loads(answer.body)["id"]) == (200, id)
+            assert router.get(f"/v1/models/{path}x").error["code"] == "model_not_found"
+        assert router.get("/v1/models/").error["code"] == "not_found"
+
+
 @pytest.mark.parametrize("path", ["tallgrass/Raw-9B-TEE", "tallgrass%2FRaw-9B-TEE",
                                   "%74allgrass/Raw%2D9B-TEE"])
 def test_one_model_is_its_entry_percent_encoded_or_not(site, path):
@@ -79,14 +92,15 @@ def test_an_alias_is_a_model_and_wins_over_one_of_its_name(site):
 
 
 @pytest.mark.parametrize("name", [
-    "nobody", "quarry", f"{PLAIN}/x", f"{PLAIN}:x", "a%20b%00", "%ff"])
+    "nobody", "quarry", f"{PLAIN}/x", f"{PLAIN}:x", "a%20b%00", "%ff",
+    "%ed%a0%80", "/rooted", "\\ud800"])
 def test_another_name_is_not_found(site, name):
     """002-R54, 002-R21"""
     answer = site.get(f"/v1/models/{name}")
     assert answer.status == 404
     assert answer.error == {"message": answer.error["message"], "type": "invalid_request_error",
                             "param": "model", "code": "model_not_found"}
-    assert name not in answer.error["message"]
+    assert name not in answer.error["message"] and answer.body.isascii()
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/" + PLAIN, "/v1/models/gpt-4o"])

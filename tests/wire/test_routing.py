@@ -66,8 +66,7 @@ def test_a_list_takes_its_first_item_and_a_direct_id_goes_straight_through(route
     (",", "invalid_model_list", []),
     (" , ,\t,", "invalid_model_list", []),
     ("a,b,c,d,e,f,g,h,i", "invalid_model_list", ["9", "8"]),
-    ("good-TEE:\r\nX-Evil: 1,fair", "invalid_model_list", []),
-    ("good-TEE:é,fair", "invalid_model_list", []),
+    ("café\r\nX-Evil: 1,bad-two", "unknown_model", ["'café\r\nX-Evil: 1'", "'bad-two'"]),
 ])
 def test_a_model_that_cannot_be_routed_is_refused_by_name(ranked, asked, code, named):
     """002-R6, 004-R2, 004-R3"""
@@ -86,6 +85,15 @@ def test_a_suffix_is_judged_by_the_name_before_it_and_goes_up_as_written(ranked)
     router, upstream = ranked
     assert router.chat("fair:THINKING").status == 200
     assert upstream.seen("fair:THINKING")
+
+
+@pytest.mark.parametrize("odd", ["good-TEE:\r\nX-Evil: 1", "good-TEE:é"])
+def test_an_odd_suffix_goes_up_as_written_and_gets_into_no_header(ranked, odd):
+    """002-R7, 002-R55"""
+    router, upstream = ranked
+    answer = router.chat(f"{odd},fair")
+    assert answer.status == 200 and upstream.exchanges[-1].model == odd
+    assert answer.value("x-chutes-autopilot-selected") is answer.value("X-Evil") is None
 
 
 def test_while_nothing_was_fetched_direct_and_list_go_unchecked_and_an_alias_has_no_candidate():
