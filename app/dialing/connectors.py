@@ -11,25 +11,23 @@ from typing import Any
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from app.dialing.dialer import Dialer
-from app.dialing.names import Address
+from app.dialing.dialer import Dialed, Dialer
 
 
 def connectors(dialer: Dialer) -> dict[str, Any]:
     """Return the connection classes for http and https, by scheme.
 
-    An instance's `dialed` is what Dialer.failed takes, once it has reached an address.
+    An instance's `dialed` is what it is connected to, once it has reached an address.
     Connecting raises OSError where none can be reached.
     """
-    class Dialed(HTTPConnection):
-        dialed: tuple[str, int, Address] | None = None
+    class Plain(HTTPConnection):
+        dialed: Dialed | None = None
 
         def _new_conn(self) -> socket.socket:
-            sock, address = dialer.connect(self._dns_host, self.port)
-            self.dialed = self._dns_host, self.port, address
+            sock, self.dialed = dialer.connect(self._dns_host, self.port)
             return sock
 
-    class DialedSecure(Dialed, HTTPSConnection):
+    class Secure(Plain, HTTPSConnection):
         pass
 
-    return {"http": Dialed, "https": DialedSecure}
+    return {"http": Plain, "https": Secure}

@@ -1,14 +1,16 @@
 """Connects to the first of a host's addresses that answers.
 
-Source: specs/002 R30; RFC 8305.
+Source: specs/002 R30, R57; RFC 8305.
 """
 
+import contextlib
 import errno
 import os
 import select
 import socket
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from app.dialing.liveness import notice_vanished
 from app.dialing.names import Address, Names
@@ -19,6 +21,17 @@ _DELAY_S = 0.25
 # have. Timers may fire a little early.
 _SLOW_S = 0.2
 
+# Whoever looks for a name that moves asks a little less often than this.
+_JUST_NOW_S = 4.0
+
+
+class Dialed(NamedTuple):
+    """A host as it was asked for, without brackets, and its address that was reached."""
+
+    host: str
+    port: int
+    address: Address
+
 
 class Dialer:
     """Makes TCP connections; one for each worker, which then shares what it knows of addresses."""
@@ -26,25 +39,35 @@ class Dialer:
     def __init__(self, names: Names) -> None:
         self._names = names
 
-    def connect(self, host: str, port: int) -> tuple[socket.socket, Address]:
+    def connect(self, host: str, port: int) -> tuple[socket.socket, Dialed]:
         """Connect to a host; the caller bounds the time.
 
         host     a name or an address; an IPv6 address may be in brackets
-        Returns  a connected socket without a timeout, and the address
+        Returns  a connected socket without a timeout, and what it is connected to
         Raises   OSError of the last address tried
         Cost     I/O; switches greenlets
         """
         host = host.strip("[]")
         race = _Race(self._to_try(host, port))
         try:
-            return race.run()
+            sock, address = race.run()
+            return sock, Dialed(host, port, address)
         finally:
             for address in race.close():
                 self._names.failed(host, port, address)
 
-    def failed(self, host: str, port: int, address: Address) -> None:
+    def failed(self, dialed: Dialed) -> None:
         """Take note that what followed on a connection to an address failed, such as TLS."""
-        self._names.failed(host.strip("[]"), port, address)
+        self._names.failed(*dialed)
+
+    def look_up(self, dialed: Dialed) -> None:
+        """Ask for a name's addresses, unless that was done just now; may switch greenlets."""
+        with contextlib.suppress(OSError):
+            self._names.addresses(dialed.host, dialed.port, _JUST_NOW_S)
+
+    def has_left(self, dialed: Dialed) -> bool:
+        """Say whether a name is not at the address any more that was reached by it; no switch."""
+        return self._names.has_left(*dialed)
 
     def _to_try(self, host: str, port: int) -> Iterator[Address]:
         known = self._names.addresses(host, port)

@@ -4,7 +4,7 @@ A look-up blocks a thread of gevent's pool, which has ten, for as long as the re
 So there is one look-up of a name at a time. Everybody who needs the name shares its result, and it
 goes on when nobody waits for it any more.
 
-Source: specs/002 R30, R31.
+Source: specs/002 R30, R31, R57.
 """
 
 import itertools
@@ -22,6 +22,12 @@ _FRESH_S = 5.0
 _PATIENCE_S = 0.25
 # An address that failed is tried after all others for this long.
 _FAILED_S = 60.0
+# A resolver may say for a moment that a name has no address. Its addresses are kept for this long
+# from when it began to.
+_DENIED_S = 30.0
+# An address that has been in no answer for this long is the name's no more. Some resolvers give a
+# part of a name's addresses each time.
+_LEFT_S = 8.0
 # The resolver has answered, and it says that there is no address.
 _NO_ADDRESS = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY)
 
@@ -45,14 +51,14 @@ class Names:
 
         host       a name or an address, without brackets
         max_age_s  an older result is looked up again; while the resolver is silent, or says that it
-                   cannot tell, the last good one is used
+                   cannot tell, or for half a minute that there is none, the last good one is used
         Returns    at least one; the families take turns; those that failed within a minute are last
         Raises     OSError
         Cost       none, or a look-up: switches greenlets
         """
         name, now = self._name(host, port), self._clock()
         if name.look_up is None and (not name.known or now - name.asked_at >= max_age_s):
-            name.asked_at, name.look_up = now, spawn(self._ask, name, host, port)
+            name.asked_at, name.look_up = now, spawn(self._ask, name, host, port, now)
         if name.look_up is not None:
             patience_s = name.asked_at + _PATIENCE_S - now
             if not name.known:
@@ -70,10 +76,17 @@ class Names:
         self._name(host, port).failed_at[address] = self._clock()
 
     def _name(self, host: str, port: int) -> "_Name":
-        return self._names.setdefault((host, port), _Name())
+        if (name := self._names.get((host, port))) is None:
+            name = self._names[host, port] = _Name()
+        return name
+
+    def has_left(self, host: str, port: int, address: Address) -> bool:
+        """Say whether a name has moved away from an address; no look-up, 0.5 µs."""
+        name = self._name(host, port)
+        return name.answered_at - name.seen_at.get(address, -math.inf) >= _LEFT_S
 
     @staticmethod
-    def _ask(name: "_Name", host: str, port: int) -> None:
+    def _ask(name: "_Name", host: str, port: int, now: float) -> None:
         try:
             found = [Address(family, sockaddr) for family, _, _, _, sockaddr
                      in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
@@ -82,9 +95,13 @@ class Names:
             name.refusal = error.args if isinstance(error, OSError) else (
                 socket.EAI_NONAME, "not a host name")
             if name.refusal[0] in _NO_ADDRESS:
-                name.known = ()
+                name.denied_at = min(name.denied_at, now)
+                if now - name.denied_at >= _DENIED_S:
+                    name.known = ()
         else:
-            name.known = _in_turn(found)
+            name.known, name.denied_at, name.answered_at = _in_turn(found), math.inf, now
+            name.seen_at = {a: at for a, at in name.seen_at.items() if now - at < _LEFT_S}
+            name.seen_at.update(dict.fromkeys(found, now))
             name.failed_at = {a: at for a, at in name.failed_at.items() if a in found}
         finally:
             name.look_up = None
@@ -93,17 +110,22 @@ class Names:
 class _Name:
     """What is known of one name.
 
-    known      the addresses of the last good answer
-    failed_at  address -> when it failed, seconds on the clock
-    asked_at   when the last look-up began
-    look_up    the one under way
-    refusal    the arguments of the last gaierror
+    known        the addresses of the last good answer
+    failed_at    address -> when it failed, seconds on the clock
+    seen_at      address -> when it was in an answer, for those of late
+    answered_at  when the look-up of the last good answer began
+    denied_at    when the resolver began to say that there is no address
+    asked_at     when the last look-up began
+    look_up      the one under way
+    refusal      the arguments of the last gaierror
     """
 
     def __init__(self) -> None:
         self.known: tuple[Address, ...] = ()
         self.failed_at: dict[Address, float] = {}
-        self.asked_at = -math.inf
+        self.seen_at: dict[Address, float] = {}
+        self.asked_at = self.answered_at = -math.inf
+        self.denied_at = math.inf
         self.look_up: Greenlet | None = None
         self.refusal: tuple[Any, ...] = (socket.EAI_AGAIN, "no answer")
 

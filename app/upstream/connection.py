@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Callable
 
+from app.dialing.dialer import Dialed
 from app.eventloop import Arrival, FairShare, readable, wait_until_ready
 from app.routing.model_field import Pieces
 from app.upstream.head import Head, HeadReader
@@ -49,12 +50,14 @@ CLOSED_BY_PEER = (Disconnected, ConnectionResetError, BrokenPipeError)
 class Connection:
     """A connected socket that carries one request after another.
 
+    dialed      what it is connected to
     opened_at   seconds on the monotonic clock
     idle_since  when it was given back to its pool
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, dialed: Dialed) -> None:
         self._sock = sock
+        self.dialed = dialed
         # True of a TLS connection, and of TLS within a proxy's TLS.
         self._has_tls = hasattr(sock, "cipher")
         # Of TLS, bytes may be here that the kernel has no more; TLS within TLS does not tell.

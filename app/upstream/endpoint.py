@@ -17,7 +17,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError
 from urllib3.util import Url, make_headers, parse_url
 
 from app.dialing.connectors import connectors
-from app.dialing.dialer import Dialer
+from app.dialing.dialer import Dialed, Dialer
 from app.eventloop import Deadline
 
 _HTTPS_PORT = 443
@@ -40,6 +40,7 @@ class Endpoint:
         self._tls = tls
         self._connect_timeout_s = connect_timeout_s
         self._dialer, self._connectors = dialer, connectors(dialer)
+        self.look_up, self.has_left = dialer.look_up, dialer.has_left
         credentials = _proxy_credentials(self._proxy)
         self._tunnels = self._proxy is not None and self._url.scheme == "https"
         self._tunnel_headers = credentials if self._tunnels else {}
@@ -54,10 +55,11 @@ class Endpoint:
         """Return what the request line names for a path below the base URL."""
         return self._target_prefix + path
 
-    def connect(self) -> socket.socket:
+    def connect(self) -> tuple[socket.socket, Dialed]:
         """Look up, connect and, for https, shake hands, within the connect timeout.
 
-        Returns  a connected socket without a timeout
+        Returns  a connected socket without a timeout, and what it is connected to: the upstream, or
+                 the proxy
         Raises   OSError, urllib3's HTTPError, http.client's HTTPException
         Cost     I/O; switches greenlets
         """
@@ -79,13 +81,13 @@ class Endpoint:
             # An end without close_notify may be anybody's doing. It must not pass for the end of a
             # body that lasts until the connection closes.
             sock.suppress_ragged_eofs = False
-        return sock
+        return sock, connector.dialed
 
     def _distrust(self, connector: Any) -> None:
         """Try an address last that took the connection and then failed to shake hands."""
         # Behind a proxy's address it may be anybody's failure.
         if connector.dialed is not None and self._proxy is None:
-            self._dialer.failed(*connector.dialed)
+            self._dialer.failed(connector.dialed)
 
     def _connector(self) -> Any:
         first = self._proxy or self._url

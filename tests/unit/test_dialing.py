@@ -100,12 +100,46 @@ def test_while_the_resolver_does_not_answer_the_last_addresses_are_good(resolver
         assert names.addresses("a.test", 80) == [v4("192.0.2.1")]
     # One look-up waits, however many want the name.
     assert resolver.asked == 5
-    resolver.answer = NO_SUCH
     resolver.busy.set()
-    gevent.sleep(0)
+
+
+def test_a_name_that_has_no_address_any_more_is_given_up_after_half_a_minute(resolver, names, now):
+    """002-R31"""
+    names.addresses("a.test", 80)
+    for first in (1000.0, 2000.0):
+        # The second time it is a hiccup like the first, since the name was there between.
+        resolver.answer = NO_SUCH
+        for now[0] in (first + 10, first + 25, first + 39):
+            assert names.addresses("a.test", 80) == [v4("192.0.2.1")]
+        resolver.answer = [v4("192.0.2.1")]
+        now[0] += 5
+        assert names.addresses("a.test", 80) == [v4("192.0.2.1")]
+    for resolver.answer, now[0] in ((NO_SUCH, 3000.0), (SILENT, 3015.0)):
+        assert names.addresses("a.test", 80) == [v4("192.0.2.1")]
+    resolver.answer, now[0] = NO_SUCH, 3030.0
     with pytest.raises(socket.gaierror) as caught:
         names.addresses("a.test", 80)
     assert caught.value.errno == socket.EAI_NONAME
+
+
+def test_a_name_has_left_an_address_that_was_in_no_answer_for_eight_seconds(resolver, names, now):
+    """002-R57"""
+    old, new = v4("192.0.2.1"), v4("192.0.2.2")
+
+    def answered(at, answer):
+        now[0], resolver.answer = at, answer
+        with contextlib.suppress(socket.gaierror):
+            names.addresses("a.test", 80)
+        return names.has_left("a.test", 80, old)
+
+    assert not names.has_left("a.test", 80, old)
+    assert not answered(1000.0, [old])
+    # One that comes and goes is still the name's, and who says nothing does not say that it is not.
+    assert not any(answered(1000.0 + 6 * number, [(old, new)[number % 2]]) for number in range(9))
+    assert not answered(1100.0, SILENT) and not answered(1200.0, NO_SUCH)
+    assert not answered(1300.0, [old, new]) and not answered(1307.0, [new])
+    assert answered(1315.0, [new]) and not names.has_left("a.test", 80, new)
+    assert not answered(1321.0, [old])
 
 
 def test_all_who_want_a_name_share_one_look_up(resolver, names):
@@ -145,9 +179,10 @@ def dial(monkeypatch, port, *hosts):
     resolver = Resolver(monkeypatch)
     resolver.answer = [Address(socket.AF_INET, (host, port)) for host in hosts]
     names = Names()
-    sock, address = Dialer(names).connect("a.test", port)
+    sock, (host, _, address) = Dialer(names).connect("a.test", port)
     with sock:
         assert sock.getpeername() == address.sockaddr and sock.gettimeout() is None
+        assert host == "a.test"
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     return address.sockaddr[0], [a.sockaddr[0] for a in names.addresses("a.test", port)]
 

@@ -91,7 +91,7 @@ def test_a_suffix_is_judged_by_the_name_before_it_and_goes_up_as_written(ranked)
 def test_an_odd_suffix_goes_up_as_written_and_gets_into_no_header(ranked, odd):
     """002-R7, 002-R55"""
     router, upstream = ranked
-    answer = router.chat(f"{odd},fair")
+    answer = router.chat(f"{odd},fair", headers={"Authorization": f"Bearer odd-{len(odd)}"})
     assert answer.status == 200 and upstream.exchanges[-1].model == odd
     assert answer.value("x-chutes-autopilot-selected") is answer.value("X-Evil") is None
 
