@@ -87,7 +87,7 @@ def test_a_suffix_is_judged_by_the_name_before_it_and_goes_up_as_written(ranked)
     assert upstream.seen("fair:THINKING")
 
 
-@pytest.mark.parametrize("odd", ["good-TEE:\r\nX-Evil: 1", "good-TEE:é"])
+@pytest.mark.parametrize("odd", ["good-TEE:\r\nX-Evil", "good-TEE:é"])
 def test_an_odd_suffix_goes_up_as_written_and_gets_into_no_header(ranked, odd):
     """002-R7, 002-R55"""
     router, upstream = ranked
