@@ -19,11 +19,10 @@ Theory
     head, or for the client to read a refusal) its place may be given to another connection.
     `spare_from` says from when on.
 
-Source: specs/002 R1, R40, specs/006 W1, W3, W15, specs/007 R1-R3, R20.
+Source: specs/002 R1, R40, specs/006 W1, W3, W15, specs/007 R1-R3, R20, R23.
 """
 
 import contextlib
-import dataclasses
 import socket
 import struct
 import time
@@ -32,32 +31,19 @@ from typing import Any, Protocol
 import gevent.socket
 
 from app.client import Client
-from app.errors import ApiError, ClientGone, IdleTooLong
+from app.errors import ClientGone, IdleTooLong
 from app.eventloop import FairShare, after_this_turn, getcurrent, readable
 from app.hang_ups import HangUpWatch
+from app.next_head import NextHead, Patience
 
 # A connection gives its place to another one if its client has been silent for so long: after a
 # request it is about to be used again; before one, what is sent follows the connect at once.
 _USED_SPARE_S, _SPARE_S = 1.0, 0.1
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# A refused client has this long, and this many bytes, to stop sending and read the answer. Some
-# (Node's fetch) read nothing as long as they can send.
-_LINGER_S = 2.0
-_LINGER_BYTES = 32 * 1024 * 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class Patience:
-    """How long a client may take, and how much it may send before it has asked for anything.
-
-    idle_s      without a request
-    head_s      from the first byte of a request's head to its last
-    head_bytes  of a head that is not whole
-    """
-
-    idle_s: float
-    head_s: float
-    head_bytes: int
+# A refused client may go on sending for so long in all, and be silent for so long meanwhile. Some
+# (Node's fetch) read nothing as long as they can send. Framing may come beside what it announced.
+_LINGER_S, _SILENCE_S = 30.0, 2.0
+_FRAMING_BYTES = 64 * 1024
 
 
 class Request(Protocol):
@@ -92,10 +78,10 @@ class ClientSocket(Client, gevent.socket.socket):
         self._request: Request | None = None
         self._hung_up = self._watched = self._lingers = self._invites = False
         self._joining, self._held_back = False, b""
-        self._head_since: float | None = None
-        self._head_bytes = 0
-        self.idle_since: float | None = time.monotonic()
-        self.spare_from: float | None = self.idle_since + _SPARE_S
+        now = time.monotonic()
+        self._head = NextHead(patience, now)
+        self.idle_since: float | None = now
+        self.spare_from: float | None = now + _SPARE_S
 
     def begin_request(self, request: Request, announces_body: bool, invites: bool) -> None:
         """Let a request have the connection.
@@ -103,23 +89,20 @@ class ClientSocket(Client, gevent.socket.socket):
         announces_body  there is one to be read
         invites         the client waits for 100 Continue before it sends its body
         """
-        self.idle_since = self.spare_from = self._head_since = None
-        self._request, self.body_pending, self._invites = request, announces_body, invites
+        self.idle_since = self.spare_from = None
+        self._request, self.body_pending = request, announces_body
+        self._invites = invites and announces_body
         self.settimeout(None)
         # Requests sent ahead are served without a wait between them.
         self._share.take()
 
-    def end_request(self, *, waits: bool) -> None:
-        """Take the connection back from its request; `waits`: nothing of the next one is here."""
+    def end_request(self, ahead: bytes) -> None:
+        """Take the connection back from its request; `ahead` has come behind it."""
         self._watched, self._request = False, None
         self._joining, self._held_back = False, b""
-        self.settimeout(None)
         now = time.monotonic()
-        if waits:
-            self.idle_since, self.spare_from = now, now + _USED_SPARE_S
-        else:
-            self._head_since, self.spare_from = now, now + _SPARE_S
-        self._head_bytes = 0
+        self._head.start(ahead, now)
+        self.idle_since, self.spare_from = now, now + _USED_SPARE_S
 
     def invite_body(self) -> None:
         if self._invites:
@@ -160,59 +143,66 @@ class ClientSocket(Client, gevent.socket.socket):
     def recv(self, *args: int) -> bytes:
         """Read, after everybody else has had a turn.
 
-        Raises  IdleTooLong, ApiError request_timeout
+        Raises  IdleTooLong, ApiError request_timeout, bad_request
         """
         self._share.take()
         if self._request is not None:
             return self._recv(*args)
-        if self._head_since is not None:
-            left = self._head_since + self._patience.head_s - time.monotonic()
-            self.settimeout(max(0.001, left))
-        elif self.gettimeout() is None:
-            self.settimeout(self._patience.idle_s)
+        while data := self._recv_between(*args):
+            if head := self._head.take(data, now := time.monotonic()):
+                if self.idle_since is not None:
+                    self.idle_since, self.spare_from = None, now + _SPARE_S
+                return head
+            self._share.take()
+        return b""
+
+    def _recv_between(self, *args: int) -> bytes:
+        """Read what comes between two requests."""
+        if self._head.ahead:
+            data, self._head.ahead = self._head.ahead, b""
+            return data
+        self.settimeout(self._head.left_s(time.monotonic()))
         try:
-            data = self._recv(*args)
+            return self._recv(*args)
         except TimeoutError:
-            if self._head_since is None:
-                raise IdleTooLong from None
-            raise ApiError("request_timeout", "The head of the request was not complete within "
-                           f"{self._patience.head_s:g} s.") from None
-        if self._head_since is None:
-            self._head_since, self.idle_since = time.monotonic(), None
-            self.spare_from = self._head_since + _SPARE_S
-            if data and not 32 < data[0] < 127 and data[0] not in b"\r\n":
-                # TLS, for example: it would never come to an end.
-                raise ApiError("bad_request", "This is not HTTP.")
-        self._head_bytes += len(data)
-        if self._head_bytes > self._patience.head_bytes:
-            raise ApiError("bad_request", "The header fields are too large.", status=431)
-        return data
+            raise self._head.too_late() from None
 
     def _recv(self, *args: int) -> bytes:
         data: bytes = super().recv(*args)
         return data
 
-    def linger(self) -> None:
+    def linger(self, announced: int | None) -> None:
         """Close the connection so that the client, which may still be sending, can read its answer.
+
+        announced  how many bytes the client has said that it will send; None: it has not said
 
         What it still sends is read and dropped for a while. A connection that is closed with
         unread bytes ends in a reset, which destroys the answer (RFC 9112 section 9.6).
         """
-        self._lingers, read, until = True, 0, time.monotonic() + _LINGER_S
-        self.spare_from = time.monotonic() + _SPARE_S
+        left = _FRAMING_BYTES + (self._patience.rest_bytes if announced is None else announced)
+        now = time.monotonic()
+        self._lingers, until = True, now + _LINGER_S
+        # A drain waits for it as for an idle connection.
+        self.idle_since, self.spare_from = now, now + _SPARE_S
         try:
             self.shutdown(socket.SHUT_WR)
-            while read < _LINGER_BYTES and (left := until - time.monotonic()) > 0:
+            while left > 0 and (time_left := until - time.monotonic()) > 0:
                 self._share.take()
-                self.settimeout(left)
+                self.settimeout(min(_SILENCE_S, time_left))
                 size = len(self._recv(65536))
                 if not size:
                     break
-                read += size
+                left -= size
         except OSError:
             pass
         finally:
             self.close()
+
+    def linger_if_more_has_come(self) -> None:
+        """Close as `linger` does where bytes are here that nobody will read."""
+        # It may be closed already, after a defect.
+        if self.fileno() >= 0 and readable(self):
+            self.linger(0)
 
     def join_next_two_writes(self) -> None:
         # A response head and the first bytes of its body leave together: one system call and one
@@ -239,7 +229,7 @@ class ClientSocket(Client, gevent.socket.socket):
         """End the connection unless some of a request is here or is being served."""
         def end() -> None:
             # In the event loop itself: no byte can be read between the look and the end.
-            if self.idle_since is not None and not readable(self):
+            if self.idle_since is not None and (self._lingers or not readable(self)):
                 self.served_by.throw(IdleTooLong())
         after_this_turn(end)
 

@@ -61,7 +61,8 @@ _KEEP_EVERY_S = 1.0
 class Router:
     """The running parts of one worker; `app.extensions["router"]` holds it.
 
-    head_timeout_s  from the first byte of a request's head to its last
+    head_timeout_s     from the first byte of a request's head to its last
+    max_request_bytes  of a body
     """
 
     views: Views
@@ -69,6 +70,7 @@ class Router:
     in_flight: InFlight
     client_write_timeout_s: float
     head_timeout_s: float
+    max_request_bytes: int
 
     def start(self) -> None:
         """Start what runs beside requests; called in each worker once it is up."""
@@ -118,7 +120,7 @@ def create_app(config: Config, *, send: Sender | None = None,
             PeriodicJob("sticky store", stickiness.store.keep, _KEEP_EVERY_S))
     app.extensions["router"] = Router(
         views, jobs, in_flight, config.client_write_timeout_ms / 1000,
-        config.client_header_timeout_ms / 1000)
+        config.client_header_timeout_ms / 1000, config.max_request_bytes)
     return app
 
 

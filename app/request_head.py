@@ -1,6 +1,6 @@
 """What a request's head must hold beyond what gunicorn's parser asks of it.
 
-Source: specs/002 R21, specs/006 W20.
+Source: specs/002 R21, specs/006 W20, W24.
 """
 
 import ipaddress
@@ -11,7 +11,8 @@ from app.errors import ApiError
 
 # RFC 9112 section 3.2, RFC 3986 section 3.2.2: a name or an address, and a port; no user before it,
 # no path behind it, and no comma in it, by which two hosts would look like one.
-_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{1,5})?)?")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|\[[vV][0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+;=:-]+\]|"
+                   r"(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+)(?::([0-9]{1,5})?)?")
 # Most hosts are of this form, which takes less time to see.
 _is_plain_host = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]{1,4})?").fullmatch
 _ONCE = frozenset(("AUTHORIZATION", "HOST"))

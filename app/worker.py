@@ -25,7 +25,7 @@ from typing import Any
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
-from app.client_socket import ClientSocket, Patience
+from app.client_socket import ClientSocket
 from app.config import ConfigError
 from app.dialing.liveness import notice_vanished
 from app.draining import Address, Drain
@@ -35,6 +35,7 @@ from app.hang_ups import HangUpWatch
 from app.heartbeat import Heartbeat, touch_in_memory
 from app.log_writer import write_lines_later, write_waiting_lines
 from app.logs import places
+from app.next_head import Patience
 from app.refusals import as_bytes, refusal_for
 from app.request_head import judge_head
 from app.routing.headers import sane_request_id
@@ -55,8 +56,11 @@ _START_AGAIN_S = 1.0
 # Objects made and not freed, then collections of the young and of the middle generation.
 _COLLECT_AFTER = (10_000, 10, 50)
 
-# A head may be so many times as large as a field: what its client has sent of it takes memory.
-_FIELDS_AT_ONCE = 8
+# A head that is not whole may have a line of so many bytes, and so many of the largest fields.
+_LINE_BYTES, _FIELDS_AT_ONCE = 8192, 8
+# What is read at least of a refused body that announces no length, in case its client reads nothing
+# before it has sent all.
+_REST_BYTES = 32 * 1024 * 1024
 _NO_TIMEOUT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 _QUIET_ENDS = (BodyTooSlow, ClientGone, IdleTooLong, ShuttingDown)
 
@@ -99,8 +103,10 @@ class RouterWorker(GeventWorker):
         self._hang_ups = HangUpWatch()
         router = self.wsgi.extensions["router"]
         self._in_flight = router.in_flight
-        self._patience = Patience(self.cfg.keepalive, router.head_timeout_s,
-                                  _FIELDS_AT_ONCE * self.cfg.limit_request_field_size)
+        self._patience = Patience(
+            self.cfg.keepalive, router.head_timeout_s,
+            _LINE_BYTES + _FIELDS_AT_ONCE * self.cfg.limit_request_field_size,
+            max(_REST_BYTES, router.max_request_bytes))
         # The second address is the one for probes, as gunicorn.conf.py binds them.
         self._clients, self._probes = Address(), Address()
         for listener, address in zip(self.sockets, (self._clients, self._probes)):
@@ -191,12 +197,15 @@ class RouterWorker(GeventWorker):
             super().handle_request(listener_name, req, sock, addr)
         except TimeoutError:
             raise StreamCut from None
+        except StopIteration:
+            if not req.body.failed:
+                sock.linger_if_more_has_come()
+            raise
         finally:
             # A part of the next request may have come along with this one.
-            next_is_here = bool(req.unreader.buf.getbuffer().nbytes)
-            sock.end_request(waits=not (req.body.failed or next_is_here))
+            sock.end_request(req.unreader.take_buffered())
             if req.body.failed:
-                sock.linger()
+                sock.linger(_announced(req))
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that the server itself could not serve; log nothing of it."""
@@ -212,7 +221,12 @@ class RouterWorker(GeventWorker):
         with contextlib.suppress(OSError, *_QUIET_ENDS):
             client.settimeout(_REFUSAL_WRITE_S)
             client.sendall(as_bytes(error, request_id))
-            client.linger()
+            client.linger(_announced(req) if req is not None else None)
+
+
+def _announced(req: Any) -> int | None:
+    """Return the length of a request's body as its head has it; None where it has none."""
+    return next((int(value) for name, value in req.headers if name == "CONTENT-LENGTH"), None)
 
 
 def _spare_the_garbage_collector() -> None:

@@ -18,7 +18,8 @@ ROOMS = {
     "metrics": "config eventloop logs metric_files",
     "exposition": "metrics",
     "hang_ups": "eventloop",
-    "client_socket": "client errors eventloop hang_ups",
+    "next_head": "errors",
+    "client_socket": "client errors eventloop hang_ups next_head",
     "request_head": "errors", "refusals": "errors",
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
@@ -33,7 +34,7 @@ ROOMS = {
     "wsgi": "config factory",
     "master": "",
     "worker": "errors config eventloop dialing heartbeat logs log_writer hang_ups client_socket "
-              "draining refusals request_head routing",
+              "next_head draining refusals request_head routing",
 }
 
 

@@ -5,7 +5,6 @@ assumption no longer holds, and where it is used.
 """
 
 import inspect
-import io
 import logging
 import re
 import os
@@ -82,11 +81,11 @@ def test_a_gunicorn_body_that_has_failed_is_not_drained(parser):
 
 
 def test_a_gunicorn_request_shows_what_came_behind_it(parser):
-    """007-R3: RouterWorker reads Unreader.buf to see whether the next request is here."""
+    """007-R3: RouterWorker takes it by Unreader.take_buffered for ClientSocket.recv."""
     request = next(parser)
     assert request.body.read() == b"abc"
-    assert isinstance(request.unreader.buf, io.BytesIO)
-    assert request.unreader.buf.getvalue().startswith(b"GET /next")
+    assert request.unreader.take_buffered().startswith(b"GET /next")
+    assert request.unreader.take_buffered() == b""
 
 
 def test_a_gunicorn_request_knows_that_its_client_waits_to_be_asked(parser):

@@ -162,7 +162,7 @@ def test_the_size_of_a_header_field_is_a_variable(backend):
 def test_a_head_is_bounded_as_a_whole(backend):
     """002-R40: it takes memory while it comes."""
     with Router(backend.url, MAX_HEADER_FIELD_BYTES="1000", **NEVER) as router:
-        answer = router.exchange(PROBE[:-2] + b"A: %s\r\n" % (b"x" * 900) * 10)
+        answer = router.exchange(PROBE[:-2] + b"A: %s\r\n" % (b"x" * 900) * 20)
         assert answer.startswith(b"HTTP/1.1 431 ") and b'"bad_request"' in answer
 
 
