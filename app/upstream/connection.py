@@ -8,7 +8,6 @@ Source: specs/002 R13, R14, R33; specs/006 W5-W9.
 """
 
 import itertools
-import math
 import socket
 import ssl
 import struct
@@ -34,8 +33,8 @@ _PLAIN_PIECE, _TLS_PIECE = 256 * 1024, 16 * 1024
 _PIECES_IN_A_ROW = 8
 # struct linger {on, 0 seconds}: closing the socket then resets the connection.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-# A connection that ends this soon after a request was sent had been closed before it came. Later
-# the upstream may have begun to work on the request.
+# A connection that ends this soon after sending began had been closed before the request came: a
+# reset follows the first packet. Later the upstream may have begun to work on the request.
 _END_MEANS_STALE_S = 1.0
 
 
@@ -67,9 +66,8 @@ class Connection:
         # The last read has taken all that was there: the next one waits first.
         self._drained = self._unread is not None
         self._sending = False
-        self._sent_at = math.inf
         self._heads = HeadReader()
-        self.opened_at = self.idle_since = time.monotonic()
+        self.opened_at = self.idle_since = self._began_at = time.monotonic()
 
     def is_quiet(self) -> bool:
         """Say whether nothing has come on the idle connection: no end, no unasked byte."""
@@ -79,7 +77,7 @@ class Connection:
     def was_idle_too_long(self) -> bool:
         """Say whether the end that has just come had nothing to do with the request."""
         return (not self._heads.has_begun
-                and time.monotonic() - self._sent_at <= _END_MEANS_STALE_S)
+                and time.monotonic() - self._began_at <= _END_MEANS_STALE_S)
 
     def exchange(self, head: bytes, body: Pieces) -> tuple[Head, bytes]:
         """Send a request and wait for the response head.
@@ -89,14 +87,13 @@ class Connection:
         Raises   OSError, InvalidMessage
         Cost     I/O; switches greenlets
         """
-        self._heads, self._sent_at, answer = HeadReader(), math.inf, None
+        self._heads, self._began_at, answer = HeadReader(), time.monotonic(), None
         self.limit_silence(None)
         try:
             answer = self._send(head, body)
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             # The upstream may have answered without reading all of it.
             pass
-        self._sent_at = time.monotonic()
         while answer is None:
             answer = self._heads.feed(self._checked(self.read))
         return answer

@@ -380,3 +380,16 @@ def until_unfinished(folder):
     while not any(path.stat().st_size > 10 for path in folder.iterdir()):
         assert time.monotonic() < give_up_at
         time.sleep(0)
+
+
+@pytest.mark.parametrize("document, why", [
+    (b'[{"name":"\xff\xfe secret"}]', "no usable row: invalid JSON in 1 of 1"),
+    (b'[{"\xff":1}]', "no usable row: invalid JSON in 1 of 1"), (b"\xff[]", "not JSON")])
+def test_bytes_that_are_no_utf_8_are_not_told_of_by_their_value(document, why):
+    """003-R3, 007-R11"""
+    with pytest.raises(FetchFailed) as caught:
+        parse_utilization(document, pause)
+    assert str(caught.value) == why
+    with pytest.raises(FetchFailed) as caught:
+        parse_models(b'{"data":' + document + b"}", pause)
+    assert str(caught.value) in (why.replace("usable row", "model"), why)
