@@ -31,6 +31,9 @@ class Client:
     def abandon_body(self) -> None:
         """Leave the rest of the body unread, and end the connection after the answer."""
 
+    def yield_place(self) -> None:
+        """Let the connection end soon after the answer is written: its place is needed."""
+
     def close_after_answer(self) -> None:
         """End the connection after the answer, and say so in it."""
 

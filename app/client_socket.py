@@ -43,6 +43,8 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # A refused client may go on sending for so long in all, and be silent for so long meanwhile. Some
 # (Node's fetch) read nothing as long as they can send. Framing may come beside what it announced.
 _LINGER_S, _SILENCE_S = 30.0, 2.0
+# One whose place is needed by others.
+_YIELDING_S = 0.02
 _FRAMING_BYTES = 64 * 1024
 
 
@@ -77,6 +79,7 @@ class ClientSocket(Client, gevent.socket.socket):
         self._share = FairShare()
         self._request: Request | None = None
         self._hung_up = self._watched = self._lingers = self._invites = False
+        self._yields = False
         self._joining, self._held_back = False, b""
         now = time.monotonic()
         self._head = NextHead(patience, now)
@@ -120,6 +123,9 @@ class ClientSocket(Client, gevent.socket.socket):
     def close_after_answer(self) -> None:
         if self._request is not None:
             self._request.force_close()
+
+    def yield_place(self) -> None:
+        self._yields = True
 
     def limit_writes(self, seconds: float) -> None:
         self.settimeout(seconds)
@@ -181,7 +187,7 @@ class ClientSocket(Client, gevent.socket.socket):
         """
         left = _FRAMING_BYTES + (self._patience.rest_bytes if announced is None else announced)
         now = time.monotonic()
-        self._lingers, until = True, now + _LINGER_S
+        self._lingers, until = True, now + (_YIELDING_S if self._yields else _LINGER_S)
         # A drain waits for it as for an idle connection.
         self.idle_since, self.spare_from = now, now + _SPARE_S
         try:

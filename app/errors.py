@@ -130,7 +130,14 @@ class IdleTooLong(BaseException):
 
 
 class BodyTooSlow(BaseException):
-    """The place of a request whose body is still arriving is needed by another."""
+    """What a request whose body is still arriving takes is needed by another.
+
+    place_needed  it is the connection, not the memory
+    """
+
+    def __init__(self, place_needed: bool = False) -> None:
+        super().__init__()
+        self.place_needed = place_needed
 
 
 def overloaded(message: str) -> ApiError:

@@ -2,9 +2,9 @@
 
 A request arrives, then it is in flight. While its body arrives it takes no place in flight, so
 clients that send slowly keep nobody out. It takes its connection and, if its body is large, memory.
-Where either runs short, the slowest body gives way.
+Where either runs short, slow bodies give way.
 
-Source: specs/007 R1, R3, R20.
+Source: specs/007 R1, R3, R20, R24, R25.
 """
 
 import time
@@ -13,8 +13,12 @@ from collections.abc import Callable
 from app.errors import BodyTooSlow, ShuttingDown, overloaded
 from app.eventloop import Greenlet, getcurrent, throw_soon
 
-# A body that has been arriving for less than this gives way to none: it may be on its way.
+# How slow a body is shows only after a while.
 _BODY_LEAST_S = 0.5
+# One that brings less than this, 128 kbit/s, drips; that shows sooner. Where connections are taken
+# it holds its own for nothing, like one that waits for the rest of a head.
+_DRIP_BYTES_A_SECOND = 16 * 1024
+_DRIP_S = 0.1
 
 
 class Admission:
@@ -122,27 +126,47 @@ class InFlight:
     def take_memory(self, admission: Admission, size: int) -> None:
         """Count bytes of a body; see Admission."""
         while self.body_bytes + size > self._max_body_bytes:
-            if not self.make_room(for_the_sake_of=admission):
+            if not self._make_memory(admission, admission.counted + size):
                 raise overloaded("The router holds as many bytes of request bodies as it takes.")
         self.body_bytes += size
         admission.counted += size
 
-    def make_room(self, for_the_sake_of: Admission | None = None) -> bool:
-        """Refuse the request whose body arrives slowest; say whether there was one.
+    def _make_memory(self, wants: Admission, bytes_wanted: int) -> bool:
+        """Refuse one request whose body arrives, for another's sake; say whether there was one.
+
+        Cost  O(requests), no switch
+        """
+        others = [each for each in self._arriving() if each is not wants]
+        least = self._clock() - _BODY_LEAST_S
+        if slow := [each for each in others if each.began_at <= least]:
+            _refuse(min(slow, key=self._bytes_a_second), place_needed=False)
+            return True
+        # What is only announced must not keep out what is here.
+        most = max(others, key=_still_to_come, default=None)
+        if most is None or _still_to_come(most) <= bytes_wanted:
+            return False
+        _refuse(most, place_needed=False)
+        return True
+
+    def make_room(self, places: int) -> None:
+        """Refuse all requests whose bodies drip; of the others the slowest, to have `places` free.
 
         Cost  O(requests), no switch
         """
         now = self._clock()
-        slow = [each for each in self._admitted.values()
-                if not each.placed and not each.gives_way and each is not for_the_sake_of
-                and now - each.began_at >= _BODY_LEAST_S]
-        if not slow:
-            return False
-        slowest = min(slow, key=lambda each: each.came / (now - each.began_at))
-        slowest.gives_way = True
-        slowest.release_body()
-        throw_soon(slowest.serving, BodyTooSlow())
-        return True
+        by_speed = sorted((each for each in self._arriving() if now - each.began_at >= _DRIP_S),
+                          key=self._bytes_a_second)
+        for number, each in enumerate(by_speed):
+            if self._bytes_a_second(each) < _DRIP_BYTES_A_SECOND or (
+                    number < places and now - each.began_at >= _BODY_LEAST_S):
+                _refuse(each, place_needed=True)
+
+    def _arriving(self) -> list[Admission]:
+        """Return those whose bodies are still arriving and may give way."""
+        return [each for each in self._admitted.values() if not each.placed and not each.gives_way]
+
+    def _bytes_a_second(self, each: Admission) -> float:
+        return each.came / max(_DRIP_S, self._clock() - each.began_at)
 
     def cut(self) -> None:
         """End every request under way: by a refusal before its commit point, by a cut after.
@@ -154,6 +178,16 @@ class InFlight:
             # interrupted in the server's code.
             admission.on_cut()
             throw_soon(serving, ShuttingDown())
+
+
+def _still_to_come(each: Admission) -> int:
+    return each.counted - each.came
+
+
+def _refuse(each: Admission, *, place_needed: bool) -> None:
+    each.gives_way = True
+    each.release_body()
+    throw_soon(each.serving, BodyTooSlow(place_needed))
 
 
 def _nobody_to_tell() -> None:

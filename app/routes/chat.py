@@ -84,6 +84,8 @@ class Completions:
         try:
             return self._answer(path, environ, record, self._admit(environ, record))
         except (ApiError, BodyTooSlow, ShuttingDown) as error:
+            if isinstance(error, BodyTooSlow) and error.place_needed:
+                client_of(environ).yield_place()
             # Not kept in a variable: its traceback would keep this frame, and itself with it.
             raise _refused(record, error) from None
         except BaseException as error:

@@ -68,7 +68,7 @@ def test_memory_is_counted_as_announced_and_given_back_at_commit():
     holds = worker.arrive(60)
     holds.begin()
     refused(worker.arrive, 41)
-    worker.arrive(40)
+    worker.arrive(40).begin()
     refused(worker.arrive, 1)
     holds.release_body()
     holds.leave()
@@ -107,9 +107,58 @@ def test_a_body_that_has_given_way_is_not_asked_again():
     worker = Worker(9, 100)
     worker.arrive(30)
     worker.now = 1.0
-    assert worker.in_flight.make_room() and not worker.in_flight.make_room()
+    worker.in_flight.make_room(1)
+    worker.in_flight.make_room(1)
     gevent.sleep(0.001)
-    assert len(worker.in_flight) == 0
+    assert len(worker.in_flight) == 0 and len(worker.told) == 1
+
+
+def test_what_is_only_announced_gives_way_to_what_asks_for_less():
+    """007-R24: at once, and that of which most is still to come."""
+    worker = Worker(9, 100)
+    large, larger = worker.arrive(40), worker.arrive(50)
+    larger.came = 5
+    small = worker.arrive(20)
+    gevent.sleep(0.001)
+    assert worker.told == [larger] and worker.in_flight.body_bytes == 60
+    # It asks for as much as any has still to bring.
+    refused(worker.arrive, 41)
+    large.came, small.came = 39, 20
+    refused(worker.arrive, 60)
+    assert worker.told == [larger]
+
+
+def test_a_chunked_body_asks_for_all_that_it_holds():
+    """007-R24: a small piece of a large body is no small body."""
+    worker = Worker(9, 100)
+    worker.arrive(50)
+    chunked = worker.arrive()
+    chunked.count_body(50)
+    refused(chunked.count_body, 1)
+    assert worker.told == []
+
+
+def test_all_bodies_that_drip_give_way_at_once_where_places_are_needed():
+    """007-R25"""
+    worker = Worker(9, 10**6)
+    slow, fast = worker.arrive(), worker.arrive()
+    drips = [worker.arrive() for _ in range(4)]
+    fast.came, slow.came = 10**5, 10**4
+    for drip in drips:
+        drip.came = 100
+    worker.now = 0.09
+    worker.in_flight.make_room(1)
+    gevent.sleep(0.001)
+    assert worker.told == []
+    worker.now = 0.11
+    worker.in_flight.make_room(1)
+    gevent.sleep(0.001)
+    assert worker.told == drips
+    # None drips now: the slowest, and as many as are needed.
+    worker.now = 0.5
+    worker.in_flight.make_room(1)
+    gevent.sleep(0.001)
+    assert worker.told == [*drips, slow]
 
 
 def test_so_many_may_wait_for_one_model_and_as_many_for_another():

@@ -203,6 +203,61 @@ def test_the_bodies_in_flight_are_bounded_until_they_commit(backend):
             read_until(first, b"[DONE]")
 
 
+def test_bodies_that_are_only_announced_keep_no_small_one_out(backend):
+    """007-R24: nine of them, each of which comes again as soon as it has been refused."""
+    over = threading.Event()
+
+    def announce(port):
+        while not over.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(
+                    ("127.0.0.1", port), DEADLINE_S) as client:
+                client.sendall(POST + b"Content-Length: 33554432\r\n\r\n{")
+                client.recv(1000)
+
+    with Router(backend.url, **NEVER) as router:
+        router.wait_until_fed()
+        leaning = [threading.Thread(target=announce, args=(router.port,)) for _ in range(9)]
+        for thread in leaning:
+            thread.start()
+        router.wait_for_lines(lambda line: line.get("code") == "overloaded")
+        assert [router.chat("a").status for _ in range(50)] == [200] * 50
+        over.set()
+    for thread in leaning:
+        thread.join()
+
+
+def test_dripped_bodies_that_come_again_keep_no_probe_out(backend):
+    """007-R25: three times as many as there are connections, chunked."""
+    over = threading.Event()
+
+    def drip(port):
+        while not over.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(
+                    ("127.0.0.1", port), DEADLINE_S) as client:
+                client.settimeout(0.05)
+                client.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+                while not over.is_set():
+                    client.sendall(b"1\r\n \r\n")
+                    with contextlib.suppress(TimeoutError):
+                        if not client.recv(1000):
+                            break
+
+    with Router(backend.url, WORKER_CONNECTIONS="20", **NEVER) as router:
+        leaning = [threading.Thread(target=drip, args=(router.port,)) for _ in range(60)]
+        for thread in leaning:
+            thread.start()
+        router.wait_for_lines(lambda line: line.get("code") == "overloaded", 60)
+        since = len(router.lines)
+        for _ in range(5):
+            assert router.get("/healthz").status == 200
+        # Each had its turn within few turns of the others.
+        refused = [line for line in router.lines[since:] if line.get("code") == "overloaded"]
+        assert len(refused) < 5 * 2 * 60
+        over.set()
+    for thread in leaning:
+        thread.join()
+
+
 def test_an_announced_length_gives_a_body_more_time(backend):
     """002-R1"""
     body = b'{"model": "a"}'.ljust(600_000)
