@@ -13,6 +13,7 @@ from flask import Response, request
 from app.client import Client, client_of
 from app.config import OPENAI_ERRORS, PASS_UNKNOWN, Config
 from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded
+from app.eventloop import pause
 from app.inflight import Admission, InFlight
 from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
@@ -34,6 +35,8 @@ from app.upstream.transport import UpstreamResponse
 
 # The routes, and what they are below the upstream's base URL.
 PATHS = ("/v1/chat/completions", "/v1/completions")
+# Between two passes over a larger body others have a turn.
+_LARGE_BYTES = 1024 * 1024
 
 
 class RelayedResponse(Response):
@@ -111,11 +114,12 @@ class Completions:
                          admission)
         admission.begin()
         # Read once, behind the body: that may have taken its time.
-        view, field = self.views.current, find_model(body)
+        between = pause if len(body) > _LARGE_BYTES else _go_on
+        view, field = self.views.current, find_model(body, between)
         record.label, record.asked = view.label, view.label(field.model)
         asked = read_asked(view, field.model, config.max_model_list_items)
         record.mode, sticky = asked.mode, self._sticky(environ, asked)
-        decision = decide(view, asked, self._needs(asked, field),
+        decision = decide(view, asked, self._needs(asked, field, between),
                           sticky.choice.model if sticky else None,
                           config.unknown_models == PASS_UNKNOWN)
         record.sticky = decision.sticky
@@ -134,9 +138,11 @@ class Completions:
     def _sticky(self, environ: dict[str, Any], asked: Asked) -> ClientStickiness | None:
         return None if asked.mode is Mode.DIRECT else self.stickiness.for_client(environ)
 
-    def _needs(self, asked: Asked, field: ModelField) -> Needs:
-        counts = asked.needs_count and self.config.alias_fit
-        return read_needs(field.members) if counts else NO_NEEDS
+    def _needs(self, asked: Asked, field: ModelField, between: Callable[[], None]) -> Needs:
+        if not asked.needs_count or not self.config.alias_fit:
+            return NO_NEEDS
+        between()
+        return read_needs(field.members, between)
 
     def _prepared(self, path: str, environ: dict[str, Any], record: RequestRecord,
                   field: ModelField, asked: Asked) -> Prepared:
@@ -196,6 +202,10 @@ def _show_error(upstream: UpstreamResponse, first: bytes,
     if changed is None:
         return first, fields
     return changed, fields_of_changed(fields, changed)
+
+
+def _go_on() -> None:
+    pass
 
 
 def _told_of(decision: Decision) -> list[Field]:

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -51,7 +52,6 @@ _SPELLED_KEY = re.compile(
     rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
     rb'[ \t\n\r]*:[ \t\n\r]*')
 _LETTER_ESCAPE = re.compile(rb"\\u006[45cCdDfF]")
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BACKSLASH = ord("\\")
 # To tell which of so many keys is the top-level one would hold the event loop for too long.
@@ -92,17 +92,19 @@ class ModelField:
         return whole[:self.start], json.dumps(model).encode(), whole[self.end:]
 
 
-def find_model(body: bytes) -> ModelField:
+def find_model(body: bytes, pause: Callable[[], None] = lambda: None) -> ModelField:
     """Find the top-level `model` of a request body.
 
     body     the client's bytes, of any length
+    pause    called after each pass over the body
     Returns  ModelField
     Raises   ApiError: invalid_json, invalid_body (no object, or `model` twice), missing_model
     Cost     about 1 ms for 1 MiB, no I/O
 
-    Source: specs/002 R2, R8, R9.
+    Source: specs/002 R2, R8, R9, specs/006 W26.
     """
-    members, syntax = _parse(body)
+    members, syntax = _parse(body, pause)
+    pause()
     if members.model is UNSET:
         raise ApiError("missing_model", "The body has no \"model\".")
     start = _value_offset(syntax)
@@ -115,15 +117,16 @@ def find_model(body: bytes) -> ModelField:
                       bytes(members.stream) == b"true", members)
 
 
-def _parse(body: bytes) -> tuple[Members, bytes]:
+def _parse(body: bytes, pause: Callable[[], None]) -> tuple[Members, bytes]:
     """Return the members of interest, and bytes of the same layout that msgspec accepts."""
     try:
         str(body, "utf-8")
+        pause()
         try:
-            return _decode(_members, body)
+            return _decode(_members, body, pause)
         except msgspec.ValidationError:
             # Said at the first byte: whether the rest is JSON at all is still open.
-            _decode(_anything, body)
+            _decode(_anything, body, pause)
             raise
     except UnicodeDecodeError:
         raise ApiError("invalid_json", "The body is not UTF-8.") from None
@@ -135,16 +138,19 @@ def _parse(body: bytes) -> tuple[Members, bytes]:
         raise ApiError("invalid_json", "The body is not valid JSON.") from None
 
 
-def _decode(decoder: "msgspec.json.Decoder[_Document]", body: bytes) -> tuple[_Document, bytes]:
+def _decode(decoder: "msgspec.json.Decoder[_Document]", body: bytes,
+            pause: Callable[[], None]) -> tuple[_Document, bytes]:
     try:
         return decoder.decode(body), body
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        # Any four hex digits do for the syntax; the length stays, and so do all offsets.
-        neutral = _SURROGATE_ESCAPE.sub(rb"\\u0020", body)
+        # Other hex digits do for the syntax; the length stays, and so do all offsets. None of these
+        # escapes, of \\u1000 to \\u1fff, spells a letter of a key.
+        neutral = body.replace(rb"\ud", rb"\u1").replace(rb"\uD", rb"\u1")
         if neutral == body:
             raise
+        pause()
         return decoder.decode(neutral), neutral
 
 

@@ -6,6 +6,7 @@ Source: specs/003 R21.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -23,6 +24,8 @@ _SAMPLES, _SAMPLE_BYTES = 8, 120
 # What is looked at one by one: messages, their parts and tool calls together, or prompts. Each
 # costs a microsecond. A body with more of them is judged by its bytes.
 _MAX_ITEMS = 512
+
+_LARGE_BYTES = 64 * 1024
 
 _NOT_EMPTY = re.compile(rb"\[[ \t\n\r]*[^\] \t\n\r]")
 _NUMBERS = re.compile(rb"\[[ \t\n\r]*[0-9]")
@@ -80,7 +83,8 @@ class _TooMany(Exception):
 class _Reading:
     """What has been found in a body so far, and how many more items are looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: Callable[[], None] = lambda: None) -> None:
+        self.pause = pause
         self.inputs = set[str]()
         self.left = _MAX_ITEMS
 
@@ -88,7 +92,9 @@ class _Reading:
         """Return the values of an array; none of another value. Raises _TooMany."""
         if not _ARRAY.match(array):
             return []
-        for decoder, most in ((_few, 9), (_many, _MAX_ITEMS + 1)):
+        # A pass over a large array takes long; one is enough.
+        large = len(memoryview(array)) > _LARGE_BYTES
+        for decoder, most in ((_few, 9), (_many, _MAX_ITEMS + 1))[large:]:
             found = [item for item in msgspec.structs.astuple(_decoded(decoder, array) or _NONE)
                      if item is not UNSET]
             if len(found) < most:
@@ -121,6 +127,7 @@ class _Reading:
         """Return the bytes of text in all messages."""
         try:
             objects = _decoded(_objects, raw)
+            self.pause()
             if objects is None:
                 found = [_decoded(_message, item) or _NO_MESSAGE for item in self.items(raw)]
             else:
@@ -129,23 +136,26 @@ class _Reading:
                 self.look_at(len(found))
             return sum(map(self.message, found))
         except _TooMany:
+            self.pause()
             data = bytes(raw)
+            # By a part that begins with no quote: a search for one stops at each.
             self.inputs.update(kind for name, kind in _INPUTS.items()
-                               if b'"%s"' % name.encode() in data)
+                               if name.encode() in data and b'"%s"' % name.encode() in data)
             # Without images and the like nearly all of it is text.
             return 0 if self.inputs else len(data)
 
 
-def read_needs(members: Members) -> Needs:
+def read_needs(members: Members, pause: Callable[[], None] = lambda: None) -> Needs:
     """Read what a request needs from the members of its body.
 
     members  as found with `model`; `messages` counts, or `prompt` where there are no messages
+    pause    called between two passes over the messages
     Returns  Needs; NO_NEEDS for most requests
     Cost     at most some milliseconds for a body of 1 MiB, whatever it holds; no I/O
 
-    Source: specs/003 R21.
+    Source: specs/003 R21, specs/006 W26.
     """
-    reading, features = _Reading(), set[str]()
+    reading, features = _Reading(pause), set[str]()
     if (members.tools is not UNSET and _NOT_EMPTY.match(members.tools)
             or members.functions is not UNSET and _NOT_EMPTY.match(members.functions)):
         features.add("tools")
