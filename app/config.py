@@ -166,7 +166,8 @@ class Config:
         "a request body must be there whole within this time, ms; 1 s more per 256 KiB announced")
     client_write_timeout_ms: int = _option(
         "CLIENT_WRITE_TIMEOUT_MS", parse.whole_number(50), "60000",
-        "a client that takes no byte for this long is dropped, ms")
+        "a client that takes no byte for this long is dropped, ms; one that has vanished "
+        "within a minute")
     client_keepalive_secs: int = _option(
         "CLIENT_KEEPALIVE_SECS", parse.whole_number(1, 86_400), "75",
         "an idle client connection is closed after this time, s")

@@ -23,8 +23,8 @@ from gevent.socket import wait_readwrite
 
 # These are gevent's, for the rest of the app.
 __all__ = ("Arrival", "Deadline", "Empty", "Event", "FairShare", "Greenlet", "LifoQueue",
-           "after_this_turn", "epoll", "getcurrent", "pause", "readable", "report_uncaught",
-           "serve", "sleep", "spawn", "throw_soon", "wait_until_ready", "when_readable")
+           "after_this_turn", "call_after", "epoll", "getcurrent", "pause", "readable",
+           "report_uncaught", "serve", "sleep", "spawn", "throw_soon", "wait_until_ready", "when_readable")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
 _poll = monkey.get_original("select", "poll")
@@ -160,6 +160,18 @@ def when_readable(descriptor: int, function: Callable[[], None]) -> Callable[[],
     watcher = gevent.get_hub().loop.io(descriptor, _LOOP_READ)
     watcher.start(function)
     stop: Callable[[], None] = watcher.stop
+    return stop
+
+
+def call_after(seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+    """Call `function` in the event loop itself after so long, once.
+
+    Returns  ends this; to be called in any case
+    Cost     1 µs
+    """
+    timer = gevent.get_hub().loop.timer(seconds)
+    timer.start(function)
+    stop: Callable[[], None] = timer.close
     return stop
 
 

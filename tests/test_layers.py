@@ -19,7 +19,8 @@ ROOMS = {
     "exposition": "metrics",
     "hang_ups": "eventloop",
     "next_head": "errors",
-    "client_socket": "client errors eventloop hang_ups next_head",
+    "client_writes": "dialing eventloop",
+    "client_socket": "client client_writes errors eventloop hang_ups next_head",
     "request_head": "errors", "refusals": "errors",
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
@@ -84,7 +85,7 @@ def test_each_library_has_its_door():
     assert importers("requests") == {"app/upstream/transport.py", "app/control/feed_client.py"}
     assert importers("urllib3") == {"app/upstream/transport.py", "app/upstream/endpoint.py",
                                     "app/dialing/connectors.py"}
-    assert importers("gevent") == {"app/eventloop.py", "app/client_socket.py"}
+    assert importers("gevent") == {"app/eventloop.py", "app/client_writes.py"}
     assert importers("gunicorn") == {
         "app/worker.py", "app/master.py", "app/heartbeat.py", "app/refusals.py"}
     assert importers("prometheus_client") == {
