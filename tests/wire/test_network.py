@@ -237,3 +237,18 @@ def test_both_ends_are_probed_while_an_upstream_works(patient):
         assert (True, True) in armed(router.port) and (False, True) in armed(server.port)
         answer.set()
         assert asked.result().status == 200
+
+
+def test_an_upstream_that_vanishes_while_an_answer_is_awaited_is_noticed(backend):
+    """006-W21: within a minute, which is what this takes; the deadline is ten."""
+    server = backend()
+    with Router(server.url, **CALM) as router:
+        router.wait_until_fed()
+        server.on(LISTED, lambda exchange: swallow(exchange.sock) or exchange.until_closed(90))
+        connection = router.connect(timeout=70)
+        connection.request("POST", "/v1/chat/completions", json.dumps({"model": LISTED}),
+                           {"X-Request-Id": "waited"})
+        assert connection.getresponse().status == 502
+        connection.close()
+        [attempt] = router.record("waited")["attempts"]
+        assert attempt["detail"] == "ExchangeBroke TimeoutError"

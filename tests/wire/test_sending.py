@@ -1,5 +1,6 @@
 """Answers that come while the request is still being sent, in the clear and over TLS."""
 
+import concurrent.futures
 import contextlib
 import ssl
 import socket
@@ -82,8 +83,8 @@ def authority(tmp_path_factory):
 
 def router_for(upstream, hasty, authority, **more):
     return Router(upstream.url, BACKEND_BASE_URL=hasty.url, REQUESTS_CA_BUNDLE=authority[0],
-                  MAX_REQUEST_BYTES="20000000", UPSTREAM_HEADER_TIMEOUT_MS="30000",
-                  UPSTREAM_CONNECT_TIMEOUT_MS="10000", **more)
+                  **{"MAX_REQUEST_BYTES": "20000000", "UPSTREAM_HEADER_TIMEOUT_MS": "30000",
+                     "UPSTREAM_CONNECT_TIMEOUT_MS": "10000"} | more)
 
 
 def say(*parts):
@@ -145,3 +146,21 @@ def test_an_interim_answer_does_not_stop_the_sending(upstream, authority, tls):
         router.wait_until_fed()
         answer = router.chat(LISTED, padding=PADDING)
         assert (answer.status, answer.body) == (200, b"all")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_F7_an_upstream_that_never_reads_the_body_is_left_at_the_deadline(
+        upstream, authority, tls):
+    """006-W13, 002-R13: meanwhile others are served."""
+    reads = threading.Event()
+    with Hasty(lambda sock: reads.wait(DEADLINE_S), authority[1] if tls else None) as hasty:
+        with router_for(upstream, hasty, authority, UPSTREAM_HEADER_TIMEOUT_MS="2000") as router:
+            router.wait_until_fed()
+            with concurrent.futures.ThreadPoolExecutor(1) as client:
+                asked = client.submit(router.chat, LISTED, padding=PADDING)
+                while not asked.done():
+                    assert router.get("/healthz").status == 200
+            assert asked.result().error["code"] == "upstream_header_timeout"
+            reads.set()
+            assert hasty.ended.wait(DEADLINE_S)
+            assert router.metrics_at_rest()["failover_reason_total", "upstream_header_timeout"] == 1
