@@ -24,7 +24,8 @@ from gevent.socket import wait_readwrite
 # These are gevent's, for the rest of the app.
 __all__ = ("Arrival", "Deadline", "Empty", "Event", "FairShare", "Greenlet", "LifoQueue",
            "after_this_turn", "call_after", "epoll", "getcurrent", "pause", "readable",
-           "report_uncaught", "serve", "sleep", "spawn", "throw_soon", "wait_until_ready", "when_readable")
+           "report_uncaught", "serve", "sleep", "spawn", "throw_soon", "wait_until_ready",
+           "when_readable")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
 _poll = monkey.get_original("select", "poll")

@@ -17,7 +17,7 @@ class Peer:
         self.now = 100.0
         ours, self.sock = socket.socketpair()
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
-        self.connection = Connection(ours)
+        self.connection = Connection(ours, None)
 
 
 @pytest.fixture
