@@ -1,10 +1,6 @@
-"""Before anything of the app is imported: metrics in memory, no environment of the caller's."""
+"""How generated examples are run: no machine is too slow for them."""
 
-import dataclasses
-import os
+from hypothesis import HealthCheck, settings
 
-from app.config import Config
-
-for field in dataclasses.fields(Config):
-    for name in (field.metadata["name"], field.metadata["name"].lower()):
-        os.environ.pop(name, None)
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
