@@ -7,11 +7,11 @@ not import a module that opens sockets, because that module would keep the unpat
 import atexit
 import contextlib
 import os
+import pathlib
 import resource
 import secrets
 import signal
 import sys
-import time
 
 # At a reload the master would go on with the modules that it has, beside those of its new workers.
 for module in [name for name in sys.modules if name.split(".")[0] == "app"]:
@@ -20,9 +20,9 @@ for module in [name for name in sys.modules if name.split(".")[0] == "app"]:
 from app.config import (ALIASES_TEXT, RUNTIME_DIRECTORY, RUNTIME_OWNER,  # noqa: E402
                         ConfigError, load_config)
 from app.logs import logging_config  # noqa: E402
-from app.master import judge_arguments, refuse_unsound_reloads  # noqa: E402
-from app.shared.directory import (METRICS, WORKER_BYTES, NoDirectory,  # noqa: E402
-                                  has_room, make_runtime_directory, remove_runtime_directory)
+from app.master import judge_arguments, only_checks, refuse_unsound_reloads  # noqa: E402
+from app.shared.directory import (METRICS, NoDirectory, join_runtime_directory,  # noqa: E402
+                                  make_runtime_directory, remove_runtime_directory)
 from app.worker import RouterLogger, RouterWorker  # noqa: E402
 
 ARGUMENTS = os.environ.get("GUNICORN_CMD_ARGS", "")
@@ -63,8 +63,12 @@ control_socket_disable = True
 
 # The workers share counters, sticky choices and fetched feeds in this directory. At a reload
 # (SIGHUP) the same master reads this file again and keeps its directory. At an upgrade (SIGUSR2) a
-# new master inherits the environment; it makes a directory of its own.
-if os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
+# new master inherits the environment; it makes a directory of its own. A check of the configuration
+# inherits it too, from the master that reloads: it keeps its hands off every directory.
+if only_checks(ARGUMENTS, sys.argv[1:]):
+    for name in (RUNTIME_OWNER, RUNTIME_DIRECTORY, "PROMETHEUS_MULTIPROC_DIR"):
+        os.environ.pop(name, None)
+elif os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
     try:
         directory = make_runtime_directory(settings.web_concurrency)
     except NoDirectory as error:
@@ -83,7 +87,7 @@ worker_connections = settings.places(files_allowed)
 @atexit.register
 def leave_nothing_behind():
     """Remove the runtime directory when the master ends; workers inherit this and do nothing."""
-    if os.environ[RUNTIME_OWNER] == str(os.getpid()):
+    if os.environ.get(RUNTIME_OWNER) == str(os.getpid()):
         remove_runtime_directory(os.environ[RUNTIME_DIRECTORY])
 
 
@@ -105,10 +109,11 @@ def on_starting(server):
 
 
 def post_fork(server, worker):
-    """End at once on a signal that comes before the worker has set its own handlers.
+    """Prepare a worker before it has loaded the app.
 
-    The handlers inherited from the master would put the signal into a queue that nobody reads
-    here. The worker serves no request yet, so it can just exit.
+    On a signal that comes before it has set its own handlers it ends at once. The handlers
+    inherited from the master would put the signal into a queue that nobody reads here. The worker
+    serves no request yet, so it can just exit.
     """
     endings = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
@@ -126,11 +131,10 @@ def post_fork(server, worker):
     while not server.SIG_QUEUE.empty():
         if server.SIG_QUEUE.get() in endings:
             end()
-    if not has_room(os.path.dirname(os.environ[RUNTIME_DIRECTORY]), WORKER_BYTES):
-        # It could count nothing that others can read. The master starts another one.
-        server.log.error("no room in the runtime directory for a worker to start")
-        time.sleep(1)
-        sys.exit(0)
+    # If somebody has removed the directory, the master's lock is gone with it. Without one the next
+    # router to start would take the new directory for abandoned.
+    with contextlib.suppress(OSError):
+        join_runtime_directory(pathlib.Path(os.environ[RUNTIME_DIRECTORY]))
 
 
 def post_worker_init(worker):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from app import metrics
 from app.metrics import NAMESPACE, NEVER, keep_files, write_counts
@@ -52,11 +51,9 @@ def exposition() -> bytes:
     Cost: reads some files per worker; some milliseconds, no switch.
     """
     write_counts()
-    registry, source = CollectorRegistry(), CollectorRegistry()
-    collect = REGISTRY.collect
+    registry, collect = CollectorRegistry(), REGISTRY.collect
     if metrics.files is not None and keep_files():
         metrics.files.forget_the_dead()
-        MultiProcessCollector(source)
-        collect = source.collect
+        collect = metrics.files.collect
     registry.register(_WithAges(collect, time.monotonic()))
     return generate_latest(registry)

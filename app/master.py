@@ -11,19 +11,22 @@ Source: specs/001 R14, specs/007 R4.
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gunicorn.config import Config
 
 # The destinations of the arguments that change nothing the router relies on.
 _HARMLESS = frozenset((
-    "accesslog", "args", "backlog", "chdir", "check_config", "config", "errorlog", "max_requests",
-    "max_requests_jitter", "pidfile", "print_config", "proc_name", "timeout"))
-_ALLOWED = ("--backlog, --check-config, --chdir, --config, --max-requests, --max-requests-jitter, "
-            "--name, --pid, --print-config, --timeout and the two of log files")
+    "accesslog", "backlog", "check_config", "errorlog", "max_requests", "max_requests_jitter",
+    "pidfile", "print_config", "proc_name", "timeout"))
+_ALLOWED = ("--backlog, --check-config, --max-requests, --max-requests-jitter, --name, --pid, "
+            "--print-config, --timeout and the two of log files")
+# The master replaces a worker that is silent for so long, also one that starts: it needs a second
+# or two. 0 would have it replace none.
+_LEAST_TIMEOUT_S = 10
 # A check imports the app, which takes a second; a code that hangs is as bad as one that fails.
-_CHECK_S = 60.0
+_CHECK_S = 20.0
 
 
 def judge_arguments(variable: str, command_line: Sequence[str]) -> list[str]:
@@ -39,17 +42,32 @@ def judge_arguments(variable: str, command_line: Sequence[str]) -> list[str]:
     except UnicodeEncodeError:
         return [f"GUNICORN_CMD_ARGS: got {variable!r}, expected text in UTF-8."]
     given = {"GUNICORN_CMD_ARGS": shlex.split(variable), "The command line": command_line}
-    refused = {source: _refused(arguments) for source, arguments in given.items()}
-    return [f"{source}: got {', '.join(names)}, which the router sets itself; expected its "
-            f"variables instead, or only {_ALLOWED}."
-            for source, names in refused.items() if names]
+    return [sentence for source, arguments in given.items()
+            for sentence in _judged(source, _values(arguments))]
 
 
-def _refused(arguments: Sequence[str]) -> list[str]:
-    config = Config()
-    values = vars(config.parser().parse_args(arguments))
-    return [config.settings[name].cli[-1] for name, value in values.items()
-            if value is not None and name not in _HARMLESS]
+def only_checks(variable: str, command_line: Sequence[str]) -> bool:
+    """Say whether gunicorn only loads configuration and app, and ends; arguments as above."""
+    values = _values([*shlex.split(variable), *command_line])
+    return "check_config" in values or "print_config" in values
+
+
+def _judged(source: str, values: Mapping[str, Any]) -> Iterator[str]:
+    settings = Config().settings
+    names = [f"the application {' '.join(value)!r}" if name == "args" else settings[name].cli[-1]
+             for name, value in values.items() if name not in _HARMLESS]
+    if names:
+        yield (f"{source}: got {', '.join(names)}, which the router sets itself; expected its "
+               f"variables instead, or only {_ALLOWED}.")
+    if values.get("timeout", _LEAST_TIMEOUT_S) < _LEAST_TIMEOUT_S:
+        yield (f"{source}: got --timeout {values['timeout']}, expected at least "
+               f"{_LEAST_TIMEOUT_S} seconds.")
+
+
+def _values(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what gunicorn takes from arguments, by the names of its settings."""
+    values = vars(Config().parser().parse_args(arguments))
+    return {name: value for name, value in values.items() if value is not None and value != []}
 
 
 def refuse_unsound_reloads(arbiter: Any) -> None:

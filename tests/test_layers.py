@@ -14,7 +14,7 @@ ROOMS = {
     "config": "config_parsers proxies alias_file",
     "logs": "log_writer",
     "shared": "logs",
-    "metric_files": "shared",
+    "metric_files": "logs shared",
     "metrics": "config eventloop logs metric_files",
     "exposition": "metrics",
     "hang_ups": "eventloop",

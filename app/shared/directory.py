@@ -98,8 +98,7 @@ def restore_runtime_directory(path: pathlib.Path) -> bool:
     Cost     three system calls while it is there, no switch
     """
     made = _make_missing(path)
-    if not is_private(path):
-        raise PermissionError("another user's directory")
+    _check_private(path)
     return _make_missing(path / METRICS) or made
 
 
@@ -120,8 +119,17 @@ def is_private(path: pathlib.Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
+def _check_private(path: pathlib.Path) -> None:
+    if not is_private(path):
+        raise PermissionError("another user's directory, or none")
+
+
 def join_runtime_directory(path: pathlib.Path) -> None:
-    """Hold a lock in a directory that was made anew, for the life of this process."""
+    """Hold a lock in a directory that was made anew, for the life of this process.
+
+    Raises  OSError if there is none, or another user's
+    """
+    _check_private(path)
     descriptor = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         # Shared by all workers; a master that starts meanwhile wants it for itself alone.

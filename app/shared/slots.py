@@ -13,7 +13,7 @@ import fcntl
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 _PREFIX = "slot-"
 
@@ -34,14 +34,14 @@ class Slot:
         return os.path.samestat(there, os.fstat(self.descriptor))
 
 
-def take_slot(directory: pathlib.Path, but_not: int = -1) -> Slot:
+def take_slot(directory: pathlib.Path, but_not: Container[int] = ()) -> Slot:
     """Take the lowest free slot for the life of this process; slots count from 0.
 
-    but_not  a number to pass over
+    but_not  numbers to pass over
     Cost     two system calls for each slot up to that one, no switch
     """
     for number in itertools.count():
-        if number != but_not:
+        if number not in but_not:
             descriptor = _lock(directory / f"{_PREFIX}{number}")
             if descriptor is not None:
                 return Slot(number, descriptor)

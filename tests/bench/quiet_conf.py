@@ -5,8 +5,11 @@ it is up.
 """
 
 import logging
+import os
 import pathlib
 
+# The router refuses another configuration than its own; gunicorn has read this by now.
+os.environ.pop("GUNICORN_CMD_ARGS", None)
 exec(pathlib.Path("gunicorn.conf.py").read_text(), globals())
 _as_ever = globals()["post_worker_init"]
 

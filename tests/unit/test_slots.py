@@ -49,5 +49,5 @@ def test_a_slot_knows_when_its_file_is_another(tmp_path):
     assert mine.is_at(tmp_path)
     (tmp_path / "slot-0").unlink()
     assert not mine.is_at(tmp_path)
-    assert take_slot(tmp_path, but_not=0).number == 1
+    assert take_slot(tmp_path, but_not={0}).number == 1
     assert take_slot(tmp_path).number == 0 and not mine.is_at(tmp_path)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import signal
 import socket
 import threading
@@ -463,28 +462,6 @@ def test_idle_connections_are_not_the_first_to_go_at_a_reload(backend):
             idle.settimeout(DEADLINE_S)
             assert b"Connection: close" in read_until(idle, b"ok")
         assert router.stop() == 0 and ended_well(router)
-
-
-def test_without_room_in_shared_memory_no_worker_starts_and_the_others_go_on(backend):
-    """007-R13"""
-    router = Router(backend.url, WEB_CONCURRENCY="2")
-    router.command = ["unshare", "--mount", "sh", "-c",
-                      'mount -t tmpfs -o size=48m tmpfs /dev/shm && exec "$@"', "sh",
-                      *router.command]
-    with router:
-        filler = pathlib.Path(f"/proc/{router.process.pid}/root/dev/shm/filler")
-        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 4096)
-        first, _ = [line["pid"] for line in router.lines if line["message"] == "worker ready"]
-        os.kill(first, signal.SIGKILL)
-        router.wait_for_lines(lambda line: line["message"].startswith("no room in the runtime"), 2)
-        for _ in range(5):
-            assert router.chat("a").status == 200
-        filler.unlink()
-        router.wait_for_lines(lambda line: line["message"] == "worker ready", 3)
-        assert not [line for line in router.lines if "SIGBUS" in line["message"]]
-        assert router.stop() == 0
 
 
 def test_a_limit_that_the_connections_do_not_allow_is_said_at_the_start(backend):

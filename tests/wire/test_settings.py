@@ -23,7 +23,10 @@ def backend():
     ("--worker-class sync", "--worker-class"), ("-k gthread --threads 4", "--threads"),
     ("--bind 127.0.0.1:1", "--bind"), ("--preload", "--preload"), ("-w 3", "--workers"),
     ("--certfile x --keyfile y", "--certfile"), ("--keep-alive 650", "--keep-alive"),
-    ("--env HTTPS_PROXY=x", "--env"), ("--timeout 5 --user nobody", "--user"),
+    ("--env HTTPS_PROXY=x", "--env"), ("--timeout 50 --user nobody", "--user"),
+    ("--chdir /tmp", "--chdir"), ("--config gunicorn.conf.py", "--config"),
+    ("other:app", "the application 'other:app'"), ("--timeout 0", "--timeout 0, expected at least"),
+    ("--timeout 9", "--timeout 9, expected at least 10 seconds"),
     ("--name a\udcff", "expected text in UTF-8")])
 def test_an_argument_that_the_router_sets_itself_is_refused_before_a_port_is_bound(
         arguments, named):
@@ -50,12 +53,14 @@ def test_an_argument_that_changes_nothing_here_is_taken_and_shown(backend):
 def test_a_bad_argument_of_the_command_line_is_refused_too(backend):
     """001-R14"""
     router = Router(backend.url)
-    router.command += ["--workers", "3"]
+    router.command += ["--workers", "3", "--timeout", "1", "app.wsgi:application"]
     router.wait_until_up = lambda: None
     with router:
         assert router.wait() != 0
-    [line] = router.lines
-    assert line["message"].startswith("The command line: got --workers")
+    many, short = router.lines
+    assert many["message"].startswith("The command line: got ")
+    assert "--workers" in many["message"] and "'app.wsgi:application'" in many["message"]
+    assert short["message"].startswith("The command line: got --timeout 1, ")
 
 
 def reload_refused(router, count=1):

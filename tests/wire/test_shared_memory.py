@@ -1,6 +1,8 @@
 """Shared memory that others fill, sweep or squat in, and a start with little room or none."""
 
 import contextlib
+import fcntl
+import http.client
 import os
 import pathlib
 import shutil
@@ -87,6 +89,41 @@ def test_a_file_system_that_takes_no_more_files_costs_the_sharing_of_new_workers
         assert router.stop() == 0
 
 
+def workers_of(router):
+    """Return the pids of the workers that have become ready, in that order."""
+    return [line["pid"] for line in router.lines if line["message"] == "worker ready"]
+
+
+def test_workers_that_find_no_room_serve_whether_at_a_reload_or_for_dead_ones(backend):
+    """007-R13, 007-R30"""
+    with mounted(Router(backend.url, WEB_CONCURRENCY="2"), shm("48m")) as router:
+        router.wait_until_fed()
+        filler = fill(router)
+        router.process.send_signal(signal.SIGHUP)
+        router.wait_for_lines(lambda line: line["message"] == "worker ready", 4)
+        router.wait_for_lines(lambda line: line["message"].startswith("Worker exiting"), 2)
+        for pid in workers_of(router)[2:]:
+            os.kill(pid, signal.SIGKILL)
+        router.wait_for_lines(lambda line: line["message"] == "worker ready", 6)
+        until(lambda: router.get("/readyz").status == 200)
+        for name in NAMES[:20]:
+            assert router.chat(name).status == 200
+        assert router.get("/metrics").status == 200
+        # The file of a slot that somebody has had is big enough. A third slot is new.
+        router.process.send_signal(signal.SIGTTIN)
+        third = router.wait_for_lines(lambda line: line["message"] == "worker ready", 7)[-1]["pid"]
+        until(lambda: router.get("/readyz").status == 200)
+        said = [line["pid"] for line in router.lines if line["message"] == "metrics are not shared"]
+        assert said.count(third) == 1 and len(set(said)) == len(said)
+        assert not [line for line in router.lines if "SIGBUS" in line["message"]]
+        filler.unlink()
+        os.kill(third, signal.SIGKILL)
+        router.wait_for_lines(lambda line: line["message"] == "worker ready", 8)
+        assert len(said) == len([line for line in router.lines
+                                 if line["message"] == "metrics are not shared"])
+        assert router.stop() == 0
+
+
 # Every place where Python looks for a temporary directory; the working directory is the last.
 NO_TEMPORARY = [
     *[read_only(folder) for folder in ("/var/tmp", "/usr/tmp") if os.path.isdir(folder)],
@@ -161,6 +198,144 @@ def test_a_directory_that_is_removed_is_made_anew_and_said_once(serving):
              for _ in range(20)]
     assert len(set(alias)) == 1 and (directory / "sticky.sqlite").exists()
     assert serving.stop() == 0 and not directory.exists()
+
+
+def reload(router):
+    """Reload, and wait until there are new workers and the old ones are gone."""
+    before = len(router.lines)
+    router.process.send_signal(signal.SIGHUP)
+    for wanted, count in (("worker ready", 2), ("Worker exiting", 2)):
+        router.wait_for_lines(lambda line: line["message"].startswith(wanted), count, since=before)
+
+
+def test_counts_and_directory_survive_two_reloads_after_a_removal(serving, backend):
+    """007-R14: and so do they the start of another router, which looks for what was left behind."""
+    directory = serving.runtime_directory()
+    shutil.rmtree(directory)
+    until(lambda: serving.metrics().get(("requests_total", "200")) == 20)
+    for count in (21, 22):
+        reload(serving)
+        with Router(backend.url):
+            assert serving.chat(NAMES[0]).status == 200
+        assert serving.metrics_at_rest()["requests_total", "200"] == count
+    said = [line for line in serving.lines if line["message"].startswith("the directory that")]
+    assert len(said) == 1 and directory.is_dir()
+
+
+def test_a_check_of_the_configuration_makes_and_removes_no_directory(backend, tmp_path):
+    """007-R14, 001-R22"""
+    abandoned = tmp_path / "chutes-router-0"
+    abandoned.mkdir()
+    (abandoned / "lock").touch()
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f'mount --bind {tmp_path} /dev/shm && exec "$@"', "sh",
+         sys.executable, "-B", "-m", "gunicorn", "--check-config"],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, timeout=60, capture_output=True)
+    assert done.returncode == 0 and not done.stderr
+    assert list(tmp_path.rglob("*")) == [abandoned, abandoned / "lock"]
+
+
+def test_workers_whose_slots_are_removed_count_nothing_twice_and_lose_nothing(backend):
+    """007-R14: neither of their own counts nor of those of a worker that has ended."""
+    with Router(backend.url, WEB_CONCURRENCY="3") as router:
+        router.wait_until_fed()
+        counted = 0
+        while len({line["pid"] for line in router.lines if line["message"] == "request"}) < 3:
+            assert router.chat(NAMES[0]).status == 200
+            counted += 1
+        folder = router.runtime_directory()
+        for workers in (3, 2):
+            if workers == 2:
+                router.process.send_signal(signal.SIGTTOU)
+                router.wait_for_lines(lambda line: line["message"].startswith("Worker exiting"))
+            for path in folder.glob("slot-*"):
+                path.unlink()
+            until(lambda: len(set(folder.glob("slot-*"))) == workers)
+            assert router.metrics_at_rest()["requests_total", "200"] == counted
+        assert router.metrics()["ready_candidates",] == len(NAMES)
+
+
+def cut_short(path):
+    os.truncate(path, 100)
+
+
+def emptied(path):
+    os.truncate(path, 0)
+
+
+def overwritten(path):
+    with open(path, "r+b") as file:
+        file.write(b"\xff\x00\x01 garbage" * 4096)
+
+
+def zeroed(path):
+    with open(path, "r+b") as file:
+        file.write(bytes(64 * 1024))
+
+
+def with_another_key(path):
+    with open(path, "r+b") as file:
+        file.seek(12)
+        file.write(b"}")
+
+
+def living(router):
+    """Return the pids of the workers there are."""
+    master = router.process.pid
+    return {int(pid) for pid in pathlib.Path(
+        f"/proc/{master}/task/{master}/children").read_text().split()}
+
+
+def renewed(router, before):
+    """Say whether there are two workers, both ready, and none of those before."""
+    return len(living(router)) == 2 and living(router) <= set(workers_of(router)) - before
+
+
+def is_free(slot):
+    """Say whether no worker has a slot; its file is given."""
+    with open(slot) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("damage", [cut_short, emptied, overwritten, zeroed, with_another_key])
+@pytest.mark.parametrize("whose", ["of the living", "of the dead"])
+def test_damaged_metrics_cost_their_numbers_only(serving, damage, whose):
+    """007-R31: a worker whose file is cut short under it may be killed, as in 007-R5."""
+    if whose == "of the dead":
+        serving.process.send_signal(signal.SIGTTOU)
+        serving.wait_for_lines(lambda line: line["message"].startswith("Worker exiting"))
+    folder = serving.runtime_directory()
+    for slot in [path for path in folder.glob("slot-*")
+                 if is_free(path) == (whose == "of the dead")]:
+        for path in (folder / "metrics").glob(f"*_{slot.name[-1]}.db"):
+            damage(path)
+
+    def serves():
+        with contextlib.suppress(http.client.RemoteDisconnected, ConnectionResetError):
+            assert serving.chat(NAMES[0]).status == 200
+            assert serving.get("/metrics").status == 200
+            return True
+        assert whose == "of the living" and damage in (cut_short, emptied)
+        return False
+
+    for _ in range(5):
+        until(serves)
+    before = set(workers_of(serving))
+    serving.process.send_signal(signal.SIGHUP)
+    until(lambda: renewed(serving, before))
+    before = set(workers_of(serving))
+    for pid in living(serving):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: renewed(serving, before))
+    until(lambda: serving.metrics().get(("ready_candidates",)) == len(NAMES))
+    before = serving.metrics_at_rest().get(("requests_total", "200"), 0)
+    assert serving.chat(NAMES[0]).status == 200
+    assert serving.metrics_at_rest()["requests_total", "200"] == before + 1
+    assert serving.stop() == 0
 
 
 @pytest.mark.parametrize("part", ["metrics", "metrics/*", "slot-*", "*"])
