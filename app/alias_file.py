@@ -4,7 +4,6 @@ Source: specs/002 R50.
 """
 
 import dataclasses
-import pathlib
 import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,8 +12,11 @@ import marshmallow
 from marshmallow import Schema, ValidationError, fields
 
 from app.config_parsers import BadFile
+from app.files import read_regular
 from app.routing.aliases import BUILT_IN, Alias
+from app.schema_fields import Flag
 
+_MAX_BYTES = 1024 * 1024
 _SHAPE = "[[alias]] tables and nothing else"
 # A name comes back in log lines, and a comma would make it a list.
 _is_name = marshmallow.validate.Regexp(
@@ -40,15 +42,6 @@ class AliasFile:
         return self.path
 
 
-class _Flag(fields.Field[bool]):
-    """true or false; `fields.Boolean` would also take "yes" and 1."""
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValidationError("expected true or false")
-        return value
-
-
 class _Tokens(fields.Field[int]):
     """A whole number of at least 1; `fields.Integer` would also take true."""
 
@@ -69,13 +62,13 @@ def _array(items: fields.Field[Any], **options: Any) -> fields.List[Any]:
 
 
 class _AliasSchema(Schema):
-    error_messages = {"unknown": "not a key of an alias", "type": "expected a table"}
+    error_messages = {"unknown": "not a key of an alias"}
 
     name = _text(_is_name, required=True)
     models = _array(_text(_is_glob), validate=_not_empty)
     tiers = _array(_array(_text(_is_glob), validate=_not_empty), validate=_not_empty)
     excluded = _array(_text(_is_glob), data_key="exclude")
-    confidential = _Flag()
+    confidential = Flag()
     min_context = _Tokens()
 
     @marshmallow.validates_schema(skip_on_field_errors=False)
@@ -106,10 +99,10 @@ def read_aliases(path: str, text: str | None = None) -> AliasFile:
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadFile([f"{path} is not TOML: {error}."]) from None
+        raise BadFile([f"{_shown(path)} is not TOML: {error}."]) from None
     entries = document.get("alias", [])
     if document.keys() - {"alias"} or not isinstance(entries, list):
-        raise BadFile([f"{path}: expected {_SHAPE}."])
+        raise BadFile([f"{_shown(path)}: expected {_SHAPE}."])
     aliases, problems = dict[str, Alias](), list[str]()
     for number, entry in enumerate(entries, 1):
         alias, found = _alias(entry)
@@ -127,32 +120,40 @@ def read_aliases(path: str, text: str | None = None) -> AliasFile:
 
 def _read(path: str) -> str:
     try:
-        return pathlib.Path(path).read_text("utf-8")
+        # Some editors begin a file with a byte order mark.
+        return read_regular(path, _MAX_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise BadFile([f"{path!r} cannot be read: {error.strerror}."]) from None
     except ValueError:
         raise BadFile([f"{path!r} is not text in UTF-8."]) from None
 
 
+def _shown(text: str) -> str:
+    """Return a key or a path for a sentence, which is one line."""
+    return text if text.isprintable() and text else repr(text)
+
+
 def _alias(entry: Any) -> tuple[Alias | None, list[str]]:
     """Return the alias that a table describes, or what is wrong with it."""
+    if not isinstance(entry, dict):
+        return None, [": expected a table"]
     try:
         given = _schema.load(entry)
     except ValidationError as error:
-        return None, [f", key {key}: {what}" if key else f": {what}"
-                      for key, what in _flat(error.messages)]
+        # All of them have a key: the schema makes no complaint of the whole.
+        return None, [f", key {_shown(key)}{place}: {what}"
+                      for key, messages in error.normalized_messages().items()
+                      for place, what in _flat(messages)]
     tiers = given.get("tiers") or [given.get("models", ["*"])]
     return Alias(given["name"], tuple(map(tuple, tiers)), tuple(given.get("excluded", ())),
                  given.get("confidential", False), given.get("min_context", 0)), []
 
 
-def _flat(messages: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each place in a table and what is wrong there."""
+def _flat(messages: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each place in a value and what is wrong there."""
     if isinstance(messages, dict):
-        for part, inner in messages.items():
-            # marshmallow's name for what is wrong with the whole.
-            part = "" if part == "_schema" else f"[{part}]" if isinstance(part, int) else part
-            yield from _flat(inner, key + part)
+        for index, inner in messages.items():
+            yield from _flat(inner, f"{place}[{index}]")
     else:
         for message in messages:
-            yield key, message
+            yield place, message

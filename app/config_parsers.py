@@ -13,6 +13,8 @@ import ssl
 from collections.abc import Callable, Iterable
 from urllib.parse import SplitResult, urlsplit
 
+from app.files import read_regular
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -20,6 +22,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 # The size of sun_path in Linux's sockaddr_un, without the final NUL.
 _MAX_SOCKET_PATH_BYTES = 107
 _NO_LIMIT = 10**12
+# A bundle of every public authority takes a quarter of a mebibyte.
+_MAX_BUNDLE_BYTES = 16 * 1024 * 1024
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>[0-9]{1,5})")
@@ -233,10 +237,13 @@ def ca_bundle(text: str) -> str:
     """Check a directory or a file of CA certificates. Cost: reads it."""
     if os.path.isdir(text):
         # OpenSSL looks certificates up by a hash of their subject; it ignores other names.
-        if not any(re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", name) for name in os.listdir(text)):
+        found = [os.path.isfile(os.path.join(text, name)) for name in os.listdir(text)
+                 if re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", name)]
+        if not found or not all(found):
             raise BadValue("a directory with certificates, as c_rehash names them")
     else:
         try:
+            read_regular(text, _MAX_BUNDLE_BYTES)
             # Only a check: gevent has not patched ssl yet, so no connection may use this context.
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=text)
         except OSError:

@@ -7,10 +7,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Room -> the rooms it may import beside itself; each stands above its own line.
 ROOMS = {
     "errors": "", "client": "", "heartbeat": "",
-    "eventloop": "", "proxies": "", "log_writer": "", "config_parsers": "",
+    "eventloop": "", "proxies": "", "log_writer": "", "files": "", "schema_fields": "",
+    "config_parsers": "files",
     "dialing": "eventloop",
     "routing": "errors config_parsers",
-    "alias_file": "config_parsers routing",
+    "alias_file": "config_parsers files routing schema_fields",
     "config": "config_parsers proxies alias_file",
     "logs": "log_writer",
     "shared": "logs",
@@ -27,7 +28,7 @@ ROOMS = {
     "journal": "metrics routing",
     "sticky": "eventloop logs metrics shared routing",
     "upstream": "errors client eventloop dialing logs metrics journal routing",
-    "control": "errors eventloop dialing logs metrics routing",
+    "control": "errors eventloop dialing files logs metrics routing schema_fields",
     "routes": "errors client config logs metrics exposition journal eventloop inflight routing "
               "sticky upstream",
     "factory": "dialing config eventloop shared metrics journal inflight routing sticky upstream "
@@ -92,7 +93,8 @@ def test_each_library_has_its_door():
         "app/metrics.py", "app/metric_files.py", "app/exposition.py"}
     assert importers("redis") == {"app/sticky/redis.py", "app/sticky/redis_connections.py"}
     assert importers("sqlite3") == {"app/shared/sqlite.py"}
-    assert importers("marshmallow") == {"app/control/schemas.py", "app/alias_file.py"}
+    assert importers("marshmallow") == {
+        "app/control/schemas.py", "app/alias_file.py", "app/schema_fields.py"}
 
 
 def test_pure_decisions_do_no_io_and_have_no_clock():

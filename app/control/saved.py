@@ -16,11 +16,11 @@ import logging
 import math
 import os
 import pathlib
-import stat
 import time
 import zlib
 from collections.abc import Callable
 
+from app.files import open_regular, read_regular
 from app.logs import StateChange
 
 logger = logging.getLogger(__name__)
@@ -68,12 +68,10 @@ class SavedFeed:
         try:
             status = self._path.stat()
             identity = (status.st_ino, status.st_mtime_ns)
-            if identity == self._seen or not self._usable() or not stat.S_ISREG(status.st_mode):
+            if identity == self._seen or not self._usable():
                 return None
             self._seen = identity
-            if status.st_size > self._max_bytes + _MAX_HEADER_BYTES:
-                raise ValueError("too large")
-            return self._parse(self._path.read_bytes())
+            return self._parse(read_regular(self._path, self._max_bytes + _MAX_HEADER_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:
@@ -126,6 +124,6 @@ class SavedFeed:
     def _remove_unfinished(self) -> None:
         """Remove the files of writers that were killed: nobody holds the lock of those."""
         for path in self._path.parent.glob(f"{self._name}.{'[0-9a-f]' * 16}"):
-            with contextlib.suppress(OSError), path.open("rb") as file:
+            with contextlib.suppress(OSError), open_regular(path) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()

@@ -21,6 +21,7 @@ from app.control.documents import Entries, decode, entries_of, split
 from app.errors import FetchFailed
 from app.routing.catalogue import Model
 from app.routing.ranking import PRIVATE_CHUTE, UtilizationRow
+from app.schema_fields import Flag
 
 # Far above any real value. It keeps scores within the range of a float.
 _MAX_QUANTITY = 10**9
@@ -52,15 +53,6 @@ class _Count(_Quantity):
         return int(number)
 
 
-class _Flag(fields.Field[bool]):
-    """A JSON boolean; `fields.Boolean` would also take "yes" and 1."""
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValidationError("not a boolean")
-        return value
-
-
 class _UtilizationRowSchema(Schema):
     class Meta:
         unknown = marshmallow.EXCLUDE
@@ -74,7 +66,7 @@ class _UtilizationRowSchema(Schema):
     rate_limit_ratio_5m = _Quantity(allow_none=True)
     rate_limit_ratio_15m = _Quantity(allow_none=True)
     rate_limit_ratio_1h = _Quantity(allow_none=True)
-    scalable = _Flag(allow_none=True)
+    scalable = Flag(allow_none=True)
     scale_allowance = _Quantity(allow_none=True)
 
 
@@ -97,7 +89,7 @@ class _ModelSchema(Schema):
     max_output_length = _Count()
     supported_features = _Words()
     input_modalities = _Words()
-    confidential_compute = _Flag()
+    confidential_compute = Flag()
 
 
 _row_schema = _UtilizationRowSchema()

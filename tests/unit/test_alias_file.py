@@ -57,10 +57,18 @@ def test_without_an_alias_in_a_file_there_are_the_built_in_ones(path, text):
     ('name = "x"\nmin_context = true',
      "alias 'x', key min_context: expected a whole number of at least 1."),
     ('name = "x"\nmodel = ["a"]', "alias 'x', key model: not a key of an alias."),
+    ('name = "x"\n"a\\nb" = 1', "alias 'x', key 'a\\nb': not a key of an alias."),
+    ('name = "x"\n"" = 1', "alias 'x', key '': not a key of an alias."),
+    ('name = "x"\n_schema = 1', "alias 'x', key _schema: not a key of an alias."),
     ('name = "x"\n[[alias]]\nname = "x"', "alias 'x', key name: expected no name twice.")])
 def test_a_mistake_is_a_sentence_with_alias_and_key(lines, problem):
     """002-R50"""
     assert problems_of("[[alias]]\n" + lines) == [problem]
+
+
+def test_what_is_no_table_is_a_sentence_too():
+    """002-R50"""
+    assert problems_of("alias = [1]") == ["alias number 1: expected a table."]
 
 
 @pytest.mark.parametrize("text", ["alias = 3", "[alias]\nname = 'x'", "[[aliases]]\nname = 'x'"])
@@ -88,11 +96,30 @@ def test_all_mistakes_are_reported_with_those_of_the_other_variables(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_reported(tmp_path):
-    """002-R50"""
+    """002-R50, 001-R23"""
     (tmp_path / "latin").write_bytes(b"# \xe9\n")
-    for name, says in (("missing", "No such file"), (".", "Is a directory"), ("latin", "UTF-8")):
+    (tmp_path / "large").write_bytes(b"#" * (1 << 20) + b"\n")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name, says in (("missing", "No such file"), ("latin", "UTF-8"), (".", "Not a regular file"),
+                       ("device", "Not a regular file"), ("large", "Larger than 1 MiB")):
         with pytest.raises(ConfigError, match=says):
             load_config({"ALIASES_FILE": str(tmp_path / name)})
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    """002-R50"""
+    (tmp_path / "aliases.toml").write_bytes(b'\xef\xbb\xbf[[alias]]\nname = "x"\n')
+    assert "x" in load_config({"ALIASES_FILE": str(tmp_path / "aliases.toml")}).aliases_file.aliases
+
+
+def test_a_path_with_a_line_break_stays_within_its_sentence(tmp_path):
+    """001-R3"""
+    path = tmp_path / "a\nb"
+    for text in ("[", "x = 1"):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_config({"ALIASES_FILE": str(path)})
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_configuration_shows_the_path_alone(tmp_path):

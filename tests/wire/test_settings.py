@@ -63,6 +63,32 @@ def test_a_bad_argument_of_the_command_line_is_refused_too(backend):
     assert short["message"].startswith("The command line: got --timeout 1, ")
 
 
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+    """001-R23"""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "certificates").mkdir()
+    os.mkfifo(tmp_path / "certificates" / "0123abcd.0")
+    for bundle in (fifo, tmp_path / "certificates", "/dev/zero"):
+        result = start(ALIASES_FILE=str(fifo), REQUESTS_CA_BUNDLE=str(bundle))
+        assert result.returncode != 0
+        aliases, certificates = result.stderr.strip().splitlines()
+        assert aliases == f"ALIASES_FILE: {str(fifo)!r} cannot be read: Not a regular file."
+        assert certificates.startswith("REQUESTS_CA_BUNDLE: got ")
+
+
+def test_fifos_in_the_state_directory_keep_nobody_waiting(backend, tmp_path):
+    """001-R23, 003-R11"""
+    for name in ("models.feed", "models.0123456789abcdef"):
+        os.mkfifo(tmp_path / name)
+    with Router(backend.url, STATE_DIR=str(tmp_path)) as router:
+        router.wait_until_fed()
+        assert router.chat("a").status == 200
+        [line] = [line for line in router.lines if line["message"] == "saved feed ignored"]
+        assert (line["feed"], line["why"]) == ("models", "OSError")
+        until((tmp_path / "models.feed").is_file)
+
+
 def reload_refused(router, count=1):
     """Ask for a reload, wait until it is refused, and return why."""
     router.process.send_signal(signal.SIGHUP)
@@ -97,8 +123,14 @@ def test_a_reload_with_a_directory_or_a_ca_bundle_gone_is_refused(backend, tmp_p
         reload_made(router)
 
 
+def make_fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize("change", [lambda path: path.unlink(),
-                                    lambda path: path.write_text("[[alias]]\n")])
+                                    lambda path: path.write_text("[[alias]]\n"),
+                                    make_fifo])
 def test_a_reload_with_an_aliases_file_that_is_gone_or_bad_is_refused(backend, tmp_path, change):
     """007-R4"""
     path = tmp_path / "aliases.toml"
@@ -109,6 +141,7 @@ def test_a_reload_with_an_aliases_file_that_is_gone_or_bad_is_refused(backend, t
         change(path)
         assert reload_refused(router).startswith("ALIASES_FILE: ")
         assert router.chat("gpt-4o").status == 200
+        path.unlink(missing_ok=True)
         path.write_text(good)
         reload_made(router)
 
