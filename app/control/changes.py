@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Iterable
 
@@ -46,7 +47,7 @@ class CatalogueChanges:
         after = self._views.current.catalogue
         assert after is not None, "it has just been taken"
         ids_before = None if before is None else before.ids
-        known = self._exchange(after) if self._path else ids_before
+        known = self._exchange(self._path, after, ids_before) if self._path else ids_before
         if known is None:
             return
         for change, ids in (("appeared", after.ids - known), ("gone", known - after.ids)):
@@ -57,21 +58,37 @@ class CatalogueChanges:
             if ids:
                 count(catalogue_changes_total, change, amount=len(ids))
 
-    def _exchange(self, catalogue: Catalogue) -> frozenset[str] | None:
-        """Return the ids that the host knew, and keep these if they are newer; None at first."""
-        assert self._path is not None
+    def _exchange(self, path: pathlib.Path, catalogue: Catalogue,
+                  own: frozenset[str] | None) -> frozenset[str] | None:
+        """Return the ids that the host knew, and keep these if they are newer.
+
+        own      ids that this worker knew, for where the file is missing or damaged
+        Returns  None where there is nothing to compare with, or another worker has it done
+
+        A rename replaces the file, so a worker that is killed here leaves the old one. What it had
+        to say is then said by the next worker that has a newer catalogue.
+        """
         if not self._usable():
             return None
-        # Without the file a change goes unsaid. Whoever has it locked has the same to say.
-        with contextlib.suppress(OSError, ValueError), open(self._path, "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.seek(0)
-            text = file.read()
-            known = json.loads(text) if text else None
-            if known and known["taken_at"] >= catalogue.taken_at:
+        # Without the file a change goes unsaid. Whoever has the lock has the same to say.
+        with contextlib.suppress(OSError), open(path.with_suffix(".lock"), "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken_at, known = _read(path)
+            if taken_at >= catalogue.taken_at:
                 return None
-            file.truncate(0)
+            unfinished = path.with_suffix(".unfinished")
             # At once: json.dump would take ten times as long, piece by piece.
-            file.write(json.dumps({"taken_at": catalogue.taken_at, "ids": sorted(catalogue.ids)}))
-            return frozenset(known["ids"]) if known else None
+            unfinished.write_text(json.dumps(
+                {"taken_at": catalogue.taken_at, "ids": sorted(catalogue.ids)}))
+            unfinished.replace(path)
+            return own if known is None else known
         return None
+
+
+def _read(path: pathlib.Path) -> tuple[float, frozenset[str] | None]:
+    """Return when the file's catalogue was taken, and its ids; before all times without a file."""
+    try:
+        kept = json.loads(path.read_bytes())
+        return float(kept["taken_at"]), frozenset(kept["ids"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return -math.inf, None
