@@ -104,7 +104,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     attempts = Attempts(send or transport.send,
                         config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
                         clock, Waiting(_half(most)))
-    stickiness = build_stickiness(config, tls, clock)
+    stickiness = build_stickiness(config, tls, dialer, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
     # FLASK_DEBUG is a variable of other programs.
@@ -138,15 +138,15 @@ def build_transport(config: Config, tls: ssl.SSLContext, dialer: Dialer) -> Tran
     return Transport(endpoint, pool, config.upstream_idle_timeout_ms / 1000)
 
 
-def build_stickiness(config: Config, tls: ssl.SSLContext,
+def build_stickiness(config: Config, tls: ssl.SSLContext, dialer: Dialer,
                      clock: Callable[[], float]) -> Stickiness:
     """Return what knows clients and keeps their choices."""
     trusted = config.trusted_proxy_cidrs if config.trust_proxy_headers else None
     keys = ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted)
-    return Stickiness(_sticky_store(config, tls, clock), keys)
+    return Stickiness(_sticky_store(config, tls, dialer, clock), keys)
 
 
-def _sticky_store(config: Config, tls: ssl.SSLContext,
+def _sticky_store(config: Config, tls: ssl.SSLContext, dialer: Dialer,
                   clock: Callable[[], float]) -> StickyStore:
     if not config.sticky_ttl_secs or not config.sticky_max_entries:
         return NoStickiness()
@@ -155,7 +155,8 @@ def _sticky_store(config: Config, tls: ssl.SSLContext,
     host_store = SqliteStickyStore(path, config.sticky_ttl_secs, config.sticky_max_entries, clock)
     if not config.sticky_url:
         return host_store
-    return RedisStickyStore(config.sticky_url, tls, config.sticky_ttl_secs, host_store, clock)
+    return RedisStickyStore(config.sticky_url, tls, dialer, config.sticky_ttl_secs, host_store,
+                            clock)
 
 
 def build_feeds(config: Config, tls: ssl.SSLContext, dialer: Dialer, views: Views,

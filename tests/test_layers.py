@@ -26,7 +26,7 @@ ROOMS = {
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
     "journal": "metrics routing",
-    "sticky": "eventloop logs metrics shared routing",
+    "sticky": "dialing eventloop logs metrics shared routing",
     "upstream": "errors client eventloop dialing logs metrics journal routing",
     "control": "errors eventloop dialing files logs metrics routing schema_fields",
     "routes": "errors client config logs metrics exposition journal eventloop inflight routing "

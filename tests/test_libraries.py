@@ -281,7 +281,9 @@ def test_prometheus_opens_its_files_anew_when_the_identifier_changes(tmp_path, m
 
 
 def test_redis_wraps_a_connected_socket_in_a_method_of_its_own():
-    """005-R10: redis_connections.py overrides SSLConnection._wrap_socket_with_ssl."""
+    """005-R10: redis_connections.py overrides it, and _connect below it."""
+    assert names(redis.Connection._connect) == ["self"]
+    assert "sock = super()._connect()" in inspect.getsource(redis.SSLConnection._connect)
     assert names(redis.SSLConnection._wrap_socket_with_ssl) == ["self", "sock"]
     assert "self._wrap_socket_with_ssl(" in inspect.getsource(redis.SSLConnection._connect)
 

@@ -16,16 +16,20 @@ from typing import Any
 
 import redis
 
+from app.dialing.dialer import Dialer
 from app.eventloop import Deadline
 from app.logs import StateChange
 from app.metrics import count, sticky_errors_total
-from app.sticky.redis_connections import MAX_CONNECTIONS, RedisConnections
+from app.sticky.redis_connections import MAX_CONNECTIONS, RedisConnections, has_answered
 from app.sticky.store import StickyChoice, StickyStore
 
 logger = logging.getLogger(__name__)
 
 # For all calls of one request together.
 DEADLINE_S = 0.05
+# A request may get a connection late, or its turn to read the answer. Redis counts as silent only
+# if it has had this much time and has sent nothing.
+_FAIR_S = DEADLINE_S / 2
 # After this many failures in a row Redis is not asked for one second, then for twice as long each
 # time.
 _FAILURES_TO_PAUSE = 3
@@ -53,13 +57,14 @@ class RedisStickyStore:
 
     url         redis://, rediss:// or unix://
     tls         context for rediss://
+    dialer      connects to a host
     ttl_s       life of an entry since its last use, whole seconds
     host_store  takes every write too
     clock       returns seconds, monotonic
     """
 
-    def __init__(self, url: str, tls: ssl.SSLContext, ttl_s: int, host_store: StickyStore,
-                 clock: Callable[[], float]) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext, dialer: Dialer, ttl_s: int,
+                 host_store: StickyStore, clock: Callable[[], float]) -> None:
         self._ttl_s = ttl_s
         self._host_store = host_store
         self._clock = clock
@@ -75,7 +80,7 @@ class RedisStickyStore:
         self._refusals = {command: StateChange(
             logger, "sticky store", store="distributed", kind="refusing", command=command)
             for command in ("read", "write", "discard")}
-        self._connections = RedisConnections(url, tls, self._not_opened, clock)
+        self._connections = RedisConnections(url, tls, dialer, self._not_opened, clock)
 
     def get(self, client_key: str) -> StickyChoice:
         """Look up a client's model. Cost: one round trip, at most DEADLINE_S."""
@@ -125,12 +130,13 @@ class RedisStickyStore:
         if self._calls >= MAX_CONNECTIONS or left_s <= 0 or self._paused(started):
             return False, None
         self._calls += 1
-        connection = None
+        connection, taken_at = None, started
         try:
             with Deadline(left_s, _TooLate):
                 connection = self._connections.take()
                 if connection is None:
                     return False, None
+                taken_at = self._clock()
                 answer = call(connection, *words)
         except redis.ResponseError as error:
             # Redis is up but refuses: out of memory, read-only, a key of another type.
@@ -139,12 +145,15 @@ class RedisStickyStore:
             return False, None
         except BaseException as error:
             # Its answer may still come. What is no answer makes the library raise anything.
+            had_time = self._clock() - taken_at >= _FAIR_S
+            answered = connection is not None and has_answered(connection)
             if connection is not None:
                 self._connections.drop(connection)
             if not isinstance(error, Exception):
                 raise
-            self._count(error)
-            self._failed(error)
+            if not isinstance(error, _TooLate) or connection and had_time and not answered:
+                self._count(error)
+                self._failed(error)
             return False, None
         finally:
             self._calls -= 1
@@ -194,4 +203,5 @@ class RedisStickyStore:
 def _call(connection: Any, *words: object) -> Any:
     """Send one command and return its answer."""
     connection.send_command(*words)
-    return connection.read_response()
+    # The caller closes a connection that failed; whether an answer has come can be seen until then.
+    return connection.read_response(disconnect_on_error=False)

@@ -10,6 +10,9 @@ there are go on.
 Source: specs/005 R9, R10.
 """
 
+import collections
+import functools
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -18,13 +21,18 @@ from typing import Any
 import redis
 from redis.connection import parse_url
 
+from app.dialing.dialer import Dialer
+from app.dialing.names import Address
 from app.eventloop import Deadline, Empty, LifoQueue, spawn
 
-# Name look-up, connecting to each of the addresses, TLS, AUTH and SELECT.
+# Name look-up, connecting to one of the addresses, TLS, AUTH and SELECT.
 _OPEN_S = 2.0
-_CONNECT_S = 0.5
-# All connections are this old at most, plus the time to open new ones and the caller's second.
-_REPLACE_AFTER_S = 4.0
+# All connections are this old at most, plus the time to open new ones and the caller's second. A
+# look-up is 5 s old at most (app/dialing/names.py), so a name that moves is followed within 10 s.
+_REPLACE_AFTER_S = 3.0
+# How many replacements look back at how many connections were in use at once: a minute, so that a
+# burst finds as many as the one before it.
+_PERIODS = 20
 _RETRY_S = 1.0
 # As many as there may be requests asking.
 MAX_CONNECTIONS = 32
@@ -34,8 +42,27 @@ class OpeningTookTooLong(Exception):
     """A connection was not ready in time."""
 
 
-class _TlsConnection(redis.SSLConnection):
-    """A connection with a TLS context of ours; the stock one loads all certificates each time."""
+class _DialedConnection(redis.Connection):
+    """A connection to the first of a host's addresses that answers.
+
+    dialed  what Dialer.failed takes, once an address has been reached
+    """
+
+    dialed: tuple[str, int, Address] | None = None
+
+    def __init__(self, dialer: Dialer, **options: Any) -> None:
+        self._dialer = dialer
+        super().__init__(**options)
+
+    def _connect(self) -> socket.socket:
+        sock, address = self._dialer.connect(self.host, self.port)
+        self.dialed = self.host, self.port, address
+        sock.settimeout(self.socket_timeout)
+        return sock
+
+
+class _TlsConnection(redis.SSLConnection, _DialedConnection):
+    """The same with a TLS context of ours; the stock one loads all certificates each time."""
 
     def __init__(self, tls: ssl.SSLContext, **options: Any) -> None:
         self._tls = tls
@@ -50,27 +77,32 @@ class RedisConnections:
 
     url         redis://, rediss:// or unix://
     tls         context for rediss://
+    dialer      connects to a host
     on_failure  told of each connection that could not be opened
     clock       returns seconds, monotonic
     """
 
-    def __init__(self, url: str, tls: ssl.SSLContext, on_failure: Callable[[Exception], None],
+    def __init__(self, url: str, tls: ssl.SSLContext, dialer: Dialer,
+                 on_failure: Callable[[Exception], None],
                  clock: Callable[[], float] = time.monotonic) -> None:
         # RESP 2 and no CLIENT SETINFO: nothing is sent to a new connection but AUTH and SELECT.
         self._options = parse_url(url) | {
             "decode_responses": True, "encoding_errors": "replace", "protocol": 2,
-            "driver_info": None, "socket_timeout": _OPEN_S, "socket_connect_timeout": _CONNECT_S,
-            "socket_keepalive": True}
-        self._kind = self._options.pop("connection_class", redis.Connection)
-        if self._kind is redis.UnixDomainSocketConnection:
-            del self._options["socket_keepalive"]
-        elif self._kind is redis.SSLConnection:
-            self._kind, self._options["tls"] = _TlsConnection, tls
+            "driver_info": None, "socket_timeout": _OPEN_S}
+        kind = self._options.pop("connection_class", redis.Connection)
+        self._kind: Callable[..., Any] = kind
+        if kind is redis.SSLConnection:
+            self._kind = functools.partial(_TlsConnection, tls, dialer=dialer)
+        elif kind is redis.Connection:
+            self._kind = functools.partial(_DialedConnection, dialer)
+        self._dialer = dialer
         self._on_failure = on_failure
         self._clock = clock
         self._idle: LifoQueue = LifoQueue()
         self._current: set[Any] = set()
-        self._in_use = self._most_in_use = self._opening = 0
+        self._in_use = self._opening = 0
+        # The most that were in use at once, for each period; the last is the current one.
+        self._most_in_use = collections.deque([0], maxlen=_PERIODS)
         self._replace_at = self._open_at = 0.0
 
     def take(self) -> Any:
@@ -88,7 +120,7 @@ class RedisConnections:
                 connection = self._idle.get()
             if connection in self._current and _is_alive(connection):
                 self._in_use += 1
-                self._most_in_use = max(self._most_in_use, self._in_use)
+                self._most_in_use[-1] = max(self._most_in_use[-1], self._in_use)
                 return connection
             self._close(connection)
 
@@ -106,13 +138,13 @@ class RedisConnections:
         self._close(connection)
 
     def keep(self) -> None:
-        """Replace the connections when they are old, by as many as were in use at once.
+        """Replace the connections when they are old, by as many as were in use at once of late.
 
         Cost  I/O; switches greenlets
         """
         if self._clock() < self._replace_at:
             return
-        wanted, fresh = max(1, self._most_in_use), set[Any]()
+        wanted, fresh = max(1, *self._most_in_use), set[Any]()
         try:
             for _ in range(wanted):
                 fresh.add(self._open())
@@ -124,7 +156,8 @@ class RedisConnections:
         self._replace_at = self._clock() + _REPLACE_AFTER_S
         self.close()
         # Those in use are closed when they are given back.
-        self._most_in_use, self._current = self._in_use, fresh
+        self._most_in_use.append(self._in_use)
+        self._current = fresh
         for connection in fresh:
             self._idle.put(connection)
 
@@ -161,6 +194,8 @@ class RedisConnections:
             with Deadline(_OPEN_S, OpeningTookTooLong):
                 connection.connect()
         except BaseException:
+            if dialed := getattr(connection, "dialed", None):
+                self._dialer.failed(*dialed)
             connection.disconnect()
             raise
         return connection
@@ -168,6 +203,14 @@ class RedisConnections:
     def _close(self, connection: Any) -> None:
         self._current.discard(connection)
         connection.disconnect()
+
+
+def has_answered(connection: Any) -> bool:
+    """Say whether bytes have come that nobody has read. Cost: a system call, no switch."""
+    try:
+        return bool(connection.can_read())
+    except Exception:
+        return False
 
 
 def _is_alive(connection: Any) -> bool:

@@ -13,9 +13,12 @@ import statistics
 import tempfile
 import time
 
+from app.dialing.dialer import Dialer
+from app.dialing.names import Names
 from app.sticky.redis import RedisStickyStore
 from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import StickyChoice
+from app.upstream.tls import trusting
 from tests.bench.refresh import SHARED_MEMORY
 from tests.bench.report import Chart, Findings, Table, Target
 from tests.support.redis_server import RedisServer
@@ -57,7 +60,8 @@ def stores():
             embedded = SqliteStickyStore(pathlib.Path(folder, f"{size}.sqlite"), TTL_S,
                                          2 * SIZES[-1], time.monotonic)
             distributed = RedisStickyStore(
-                server.url.removesuffix("0") + str(database), TTL_S, embedded, time.monotonic)
+                server.url.removesuffix("0") + str(database), trusting(""), Dialer(Names()), TTL_S,
+                embedded, time.monotonic)
             distributed.put(key(0), MODELS[0], StickyChoice())
             clients = [key(number) for number in range(size)]
             for client in clients:

@@ -2,14 +2,20 @@
 
 import logging
 import pathlib
+import socket
+import threading
 
 import pytest
 import redis
 from gevent import GreenletExit
 
+from app.dialing.dialer import Dialer
+from app.dialing.names import Names
+from app.sticky import redis_connections
 from app.sticky.redis import _DISCARD, _READ, DEADLINE_S, RedisStickyStore
 from app.sticky.sqlite import SqliteStickyStore
 from app.upstream.tls import trusting
+from tests.support.redis_server import RedisServer
 
 
 class Redis:
@@ -41,7 +47,8 @@ class Redis:
         self.calls.append(name)
         self.words = words
 
-    def read_response(self):
+    def read_response(self, disconnect_on_error):
+        assert not disconnect_on_error
         self.now += self.takes_s
         name, words = self.calls[-1], self.words
         error = self.errors.get(name, self.errors.get(None))
@@ -67,7 +74,8 @@ def store_for(library):
 
     def build():
         host_store = SqliteStickyStore(pathlib.Path(":memory:"), 60, 10, lambda: library.now)
-        store = RedisStickyStore("redis://h", trusting(""), 60, host_store, lambda: library.now)
+        store = RedisStickyStore("redis://h", trusting(""), Dialer(Names()), 60, host_store,
+                                 lambda: library.now)
         store._connections = library
         stores.append(host_store)
         return store
@@ -237,3 +245,93 @@ def test_a_connection_whose_answer_was_not_read_is_not_used_again(store_for, lib
     with pytest.raises(GreenletExit):
         store.get("client")
     assert (library.dropped, library.given_back) == (2, 0)
+
+
+class Connection:
+    """A connection that opens at once."""
+
+    def __init__(self, *_, **__):
+        self.open = False
+
+    def connect(self):
+        self.open = True
+
+    def disconnect(self):
+        self.open = False
+
+    def can_read(self):
+        return False
+
+
+def test_the_connections_of_a_burst_are_there_for_the_next_one_within_a_minute(monkeypatch):
+    """005-R10"""
+    monkeypatch.setattr(redis_connections, "_DialedConnection", Connection)
+    now = [0.0]
+    connections = redis_connections.RedisConnections(
+        "redis://h", trusting(""), Dialer(Names()), pytest.fail, lambda: now[0])
+    connections.keep()
+
+    def burst():
+        """Return how many connections were ready of those that eight at once need."""
+        taken = [connections.take() for _ in range(8)]
+        for connection in taken:
+            connections.give_back(connection)
+        return sum(connection in ready for connection in taken)
+
+    def pass_s(seconds):
+        for _ in range(seconds):
+            now[0] += 1.0
+            connections.keep()
+        return set(connections._idle.queue)
+
+    ready = pass_s(1)
+    assert burst() == 1
+    for seconds in (5, 30):
+        ready = pass_s(seconds)
+        assert burst() == 8 == len(ready)
+    ready = pass_s(90)
+    assert len(ready) == 1 and all(connection.open for connection in ready)
+
+
+def test_while_the_resolver_is_silent_the_last_good_address_is_connected_to(monkeypatch):
+    """005-R10, 002-R31"""
+    monkeypatch.setattr(redis_connections, "_REPLACE_AFTER_S", 1.0)
+    now, answers = [0.0], socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
+    with RedisServer() as server:
+        def look_up(host, port, **_):
+            assert host == "redis.test"
+            if now[0] > 1.0:
+                raise socket.gaierror(socket.EAI_AGAIN, "silent")
+            return [(*answer[:4], ("127.0.0.1", port)) for answer in answers]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        connections = redis_connections.RedisConnections(
+            f"redis://redis.test:{server.port}", trusting(""), Dialer(Names(lambda: now[0])),
+            pytest.fail, lambda: now[0])
+        connections.keep()
+        first = connections.take()
+        connections.give_back(first)
+        now[0] = 100.0
+        connections.keep()
+        second = connections.take()
+        assert second is not first
+        second.send_command("PING")
+        assert second.read_response() == "PONG"
+        connections.drop(second)
+
+
+def test_an_address_that_does_not_speak_redis_is_tried_last():
+    """005-R10, 002-R30"""
+    failures, blamed = [], []
+    dialer = Dialer(Names())
+    dialer.failed = lambda *address: blamed.append(address)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        connections = redis_connections.RedisConnections(
+            f"redis://:word@localhost:{port}", trusting(""), dialer, failures.append)
+        answering = threading.Thread(target=lambda: listener.accept()[0].close())
+        answering.start()
+        connections.keep()
+        answering.join()
+    assert len(failures) == 1
+    assert [address[:2] for address in blamed] == [("localhost", port)]

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
+from tests.support.far_away import FarAway
 from tests.support.feeds import models_feed, utilization_row
 from tests.support.redis_server import RedisServer
-from tests.support.router import Router, free_port, until
+from tests.support.router import Router, free_port, read_to_end, until
 from tests.support.upstream import Upstream
 from tests.wire.test_shared_state import garbage_server
 
@@ -50,58 +51,12 @@ def said(router):
             if line["message"] == "sticky store"]
 
 
-class FarAway:
-    """Passes bytes to a Redis on and back, each after half the round trip; a context manager."""
-
-    def __init__(self, port, round_trip_s):
-        self.round_trip_s, self.redis = round_trip_s, port
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self._sockets, self._threads = [self.listener], []
-
-    def __enter__(self):
-        self._start(self._accept)
-        return self
-
-    def __exit__(self, *_):
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for sock in self._sockets:
-            sock.close()
-
-    def _start(self, function, *args):
-        thread = threading.Thread(target=function, args=args)
-        thread.start()
-        self._threads.append(thread)
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                client = self.listener.accept()[0]
-                self._sockets.append(client)
-                redis = socket.create_connection(("127.0.0.1", self.redis))
-                self._sockets.append(redis)
-                self._start(self._pass_on, client, redis)
-                self._start(self._pass_on, redis, client)
-
-    def _pass_on(self, source, target):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                # What is waited for is the distance itself.
-                time.sleep(self.round_trip_s / 2)
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-
-
 def test_a_redis_20_ms_away_is_reached_though_opening_takes_longer_than_a_request_has(upstream):
     """005-R10"""
     with RedisServer(options=("--requirepass", "secret")) as redis:
-        far = FarAway(redis.port, 0.02)
-        url = f"redis://:secret@127.0.0.1:{far.port}/3"
-        with far, Router(upstream.url, STICKY_URL=url, **SHARED) as router:
+        with FarAway(redis.port, 0.02) as far, Router(
+                upstream.url, STICKY_URL=f"redis://:secret@127.0.0.1:{far.port}/3",
+                **SHARED) as router:
             router.wait_until_fed()
             # SELECT and AUTH alone take 40 ms, and a request has 50.
             client = 0
@@ -257,6 +212,33 @@ def test_many_requests_at_once_share_what_is_ready(upstream):
             thread.join()
         assert keys(redis) - before >= 12
         assert not said(router)
+
+
+def burst(router, count):
+    """Have so many clients ask at once; all are answered."""
+    body = b'{"model": "b,a", "stream": true}'
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", router.port), 60))
+                   for _ in range(count)]
+        for number, client in enumerate(clients):
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close"
+                           b"\r\nAuthorization: Bearer %d of %f\r\nContent-Length: %d\r\n\r\n%s"
+                           % (number, time.monotonic(), len(body), body))
+        for client in clients:
+            assert read_to_end(client).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_burst_is_no_failure_of_a_healthy_redis_5_ms_away(upstream):
+    """005-R10: who finds all connections in use, or has no turn in time, says nothing of Redis."""
+    with RedisServer() as redis, FarAway(redis.port, 0.005) as far, Router(
+            upstream.url, STICKY_URL=f"redis://127.0.0.1:{far.port}", **SHARED) as router:
+        router.wait_until_fed()
+        asks_until_known(router, redis)
+        failed = router.metrics()["sticky_errors_total", "distributed"]
+        for _ in range(3):
+            burst(router, 200)
+        assert not said(router)
+        assert router.metrics_at_rest()["sticky_errors_total", "distributed"] == failed
 
 
 def test_a_redis_whose_first_address_is_dead_is_reached_by_the_second(upstream, tmp_path):
