@@ -18,7 +18,7 @@ from app.inflight import Admission, InFlight
 from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
 from app.routes.body import judge_announced, read_body, skip_body
-from app.routing.decision import Asked, Decision, Mode, decide, read_asked
+from app.routing.decision import Asked, Decision, Mode, decide, read_asked, refuse_unknown
 from app.routing.error_body import MAX_BYTES
 from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
 from app.routing.event_stream import StreamTail, is_event_stream

@@ -83,6 +83,17 @@ def read_asked(view: View, model: str, max_list_items: int) -> Asked:
     return Asked(Mode.LIST, names, any(name in view.aliases for name in names))
 
 
+def refuse_unknown(view: View, asked: Asked, pass_unknown: bool) -> None:
+    """Refuse what names only unknown models, before anything is looked up for it.
+
+    Raises  ApiError: unknown_model
+    Cost    O(names), no I/O
+    """
+    if not pass_unknown and not any(name in view.aliases or view.admits(name)
+                                    for name in asked.names):
+        raise _nothing_left(asked, asked.names)
+
+
 def decide(view: View, asked: Asked, needs: Needs, sticky_choice: str | None,
            pass_unknown: bool) -> Decision:
     """Decide which models to try, and in which order.

@@ -1,6 +1,7 @@
 """Redis far away, moved, old, behind TLS or in a cluster."""
 
 import contextlib
+import re
 import socket
 import subprocess
 import threading
@@ -183,6 +184,26 @@ def test_a_private_ca_is_trusted_by_the_variable_for_all_calls(upstream, certifi
             else:
                 router.wait_for_lines(lambda line: line["message"] == "sticky store")
                 assert ask(router, 1) == "b" and keys(redis) == 0
+
+
+def reads(redis):
+    """Return how often the Redis was asked for an entry."""
+    found = re.search(rb"cmdstat_getex:calls=(\d+)", redis.command("INFO", "commandstats"))
+    return int(found[1]) if found else 0
+
+
+def test_a_request_that_names_unknown_models_only_asks_redis_nothing(upstream):
+    """005-R3, 002-R51"""
+    with RedisServer() as redis, Router(upstream.url, STICKY_URL=redis.url, **SHARED) as router:
+        router.wait_until_fed()
+        asks_until_known(router, redis)
+        before = reads(redis)
+        for models in ("x,y", "x", "z,y,x"):
+            refused = router.chat(models)
+            assert (refused.status, refused.error["code"]) == (400, "unknown_model")
+        assert reads(redis) == before > 0
+        ask(router, "one", "x,a")
+        assert reads(redis) == before + 1
 
 
 def test_a_node_of_a_cluster_is_told_in_one_line(upstream):
