@@ -142,6 +142,7 @@ class MetricFiles:
             return made
         join_runtime_directory(self._directory)
         slot = take_slot(self._directory, but_not=self._numbers())
+        opened = dict[str, _AllocatedFile]()
         for path, file in self._open.items():
             new = self._path(pathlib.Path(path).name.rpartition("_")[0], slot)
             # Renamed: the name may be that of a file which its worker still has mapped.
@@ -152,8 +153,9 @@ class MetricFiles:
             if file.is_at(path):
                 # It would be counted twice.
                 os.unlink(path)
-        self._open.clear()
-        self._slot = slot
+            # prometheus_client opens it at the next change, which may come after the next move.
+            opened[str(new)] = _AllocatedFile(str(new))
+        self._open, self._slot = opened, slot
         return made
 
     def _numbers(self) -> frozenset[int]:
