@@ -288,6 +288,13 @@ def test_redis_wraps_a_connected_socket_in_a_method_of_its_own():
     assert "self._wrap_socket_with_ssl(" in inspect.getsource(redis.SSLConnection._connect)
 
 
+def test_a_redis_connection_has_its_socket_in_an_attribute():
+    """005-R10: redis_connections.py looks whether there is anything to read."""
+    assert redis.Connection()._sock is None
+    assert "self._sock = sock" in inspect.getsource(
+        redis.connection.AbstractConnection)
+
+
 def test_a_redis_connection_is_made_from_the_parts_of_a_url():
     """005-R10: redis_connections.py asks parse_url for class and options."""
     options = parse_url("rediss://user:word@host:1/2")

@@ -145,13 +145,12 @@ class RedisStickyStore:
             return False, None
         except BaseException as error:
             # Its answer may still come. What is no answer makes the library raise anything.
-            had_time = self._clock() - taken_at >= _FAIR_S
-            answered = connection is not None and has_answered(connection)
+            blamed = not isinstance(error, _TooLate) or self._is_silent(connection, taken_at)
             if connection is not None:
                 self._connections.drop(connection)
             if not isinstance(error, Exception):
                 raise
-            if not isinstance(error, _TooLate) or connection and had_time and not answered:
+            if blamed:
                 self._count(error)
                 self._failed(error)
             return False, None
@@ -163,6 +162,10 @@ class RedisStickyStore:
         self._answers.working()
         self._refusals[command].working()
         return True, answer
+
+    def _is_silent(self, connection: Any, taken_at: float) -> bool:
+        return (connection is not None and self._clock() - taken_at >= _FAIR_S
+                and not has_answered(connection))
 
     def _refused(self, command: str, error: redis.ResponseError) -> None:
         self._count(error)

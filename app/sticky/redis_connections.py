@@ -23,7 +23,7 @@ from redis.connection import parse_url
 
 from app.dialing.dialer import Dialer
 from app.dialing.names import Address
-from app.eventloop import Deadline, Empty, LifoQueue, spawn
+from app.eventloop import Deadline, Empty, LifoQueue, readable, spawn
 
 # Name look-up, connecting to one of the addresses, TLS, AUTH and SELECT.
 _OPEN_S = 2.0
@@ -206,11 +206,9 @@ class RedisConnections:
 
 
 def has_answered(connection: Any) -> bool:
-    """Say whether bytes have come that nobody has read. Cost: a system call, no switch."""
-    try:
-        return bool(connection.can_read())
-    except Exception:
-        return False
+    """Say whether bytes have come that nobody has had the time to read. Cost: a system call."""
+    sock = connection._sock
+    return sock is not None and readable(sock)
 
 
 def _is_alive(connection: Any) -> bool:
