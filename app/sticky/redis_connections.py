@@ -21,8 +21,7 @@ from typing import Any
 import redis
 from redis.connection import parse_url
 
-from app.dialing.dialer import Dialer
-from app.dialing.names import Address
+from app.dialing.dialer import Dialed, Dialer
 from app.eventloop import Deadline, Empty, LifoQueue, readable, spawn
 
 # Name look-up, connecting to one of the addresses, TLS, AUTH and SELECT.
@@ -45,18 +44,17 @@ class OpeningTookTooLong(Exception):
 class _DialedConnection(redis.Connection):
     """A connection to the first of a host's addresses that answers.
 
-    dialed  what Dialer.failed takes, once an address has been reached
+    dialed  what it is connected to, once it has reached an address
     """
 
-    dialed: tuple[str, int, Address] | None = None
+    dialed: Dialed | None = None
 
     def __init__(self, dialer: Dialer, **options: Any) -> None:
         self._dialer = dialer
         super().__init__(**options)
 
     def _connect(self) -> socket.socket:
-        sock, address = self._dialer.connect(self.host, self.port)
-        self.dialed = self.host, self.port, address
+        sock, self.dialed = self._dialer.connect(self.host, self.port)
         sock.settimeout(self.socket_timeout)
         return sock
 
@@ -195,7 +193,7 @@ class RedisConnections:
                 connection.connect()
         except BaseException:
             if dialed := getattr(connection, "dialed", None):
-                self._dialer.failed(*dialed)
+                self._dialer.failed(dialed)
             connection.disconnect()
             raise
         return connection
