@@ -118,10 +118,11 @@ class Completions:
         view, field = self.views.current, find_model(body, between)
         record.label, record.asked = view.label, view.label(field.model)
         asked = read_asked(view, field.model, config.max_model_list_items)
-        record.mode, sticky = asked.mode, self._sticky(environ, asked)
+        record.mode, pass_unknown = asked.mode, config.unknown_models == PASS_UNKNOWN
+        refuse_unknown(view, asked, pass_unknown)
+        sticky = self._sticky(environ, asked)
         decision = decide(view, asked, self._needs(asked, field, between),
-                          sticky.choice.model if sticky else None,
-                          config.unknown_models == PASS_UNKNOWN)
+                          sticky.choice.model if sticky else None, pass_unknown)
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
