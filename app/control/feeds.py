@@ -116,7 +116,8 @@ class Feed(Generic[Content]):
         self._failures += 1
         try:
             document = self._fetch()
-            count_refresh(self._source.name, self._take(document, 0.0))
+            # Dated by when it was asked for: of two workers the one that asked last is right.
+            count_refresh(self._source.name, self._take(document, self._clock() - now))
         except FetchFailed as error:
             count_refresh(self._source.name, None)
             self._state.failing(str(error))
@@ -124,7 +125,7 @@ class Feed(Generic[Content]):
         self._failures = 0
         self._state.working()
         if self._saved is not None:
-            self._saved.write(document)
+            self._saved.write(document, self._clock() - now)
         return True
 
     def _take_saved(self) -> None:

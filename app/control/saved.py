@@ -93,15 +93,15 @@ class SavedFeed:
         return {"format": _FORMAT, "feed": self._name, "source": self._source,
                 "bytes": len(document), "crc32": zlib.crc32(document), "fetched_at": fetched_at}
 
-    def write(self, document: bytes) -> None:
-        """Replace the file with a document fetched now. A failure is only logged.
+    def write(self, document: bytes, age_s: float) -> None:
+        """Replace the file with a document that was fetched so long ago. A failure is only logged.
 
         The file is not synced, because a sync would block the event loop. A file that a power
         failure damages does not match its header.
         """
         if len(document) > self._max_bytes or not self._usable():
             return
-        header = json.dumps(self._header(document, self._wall_clock()))
+        header = json.dumps(self._header(document, self._wall_clock() - age_s))
         unfinished = self._path.with_suffix(f".{os.urandom(8).hex()}")
         try:
             self._remove_unfinished()

@@ -244,6 +244,25 @@ def test_workers_share_what_one_has_fetched_and_each_fetches_when_the_others_do_
     assert stored == [(frozenset("b"), 2.0)] and len(host.fetches) == 3
 
 
+def test_of_two_documents_the_one_that_was_asked_for_last_counts(tmp_path):
+    """003-R12: one that comes late is not newer than one that was asked for meanwhile."""
+    host = Host(tmp_path / "models.feed")
+    quick, theirs = host.worker()
+
+    def fetch_slowly():
+        host.now += 1.0
+        host.answer = dumped(models_feed(["new"]))
+        assert quick.refresh()
+        host.now += 2.0
+        return dumped(models_feed(["old"]))
+
+    host.fetch = fetch_slowly
+    slow, ours = host.worker()
+    assert slow.refresh() and quick.refresh()
+    assert ours == [(frozenset(["old"]), 3.0)]
+    assert theirs == [(frozenset(["new"]), 0.0)]
+
+
 def test_a_restart_while_the_feed_is_down_begins_with_what_was_saved_at_its_true_age(tmp_path):
     """003-R11"""
     host = Host(tmp_path / "models.feed")

@@ -348,7 +348,7 @@ def test_a_saved_feed_whose_header_is_none_does_not_keep_from_fetching(tmp_path,
     stored = []
     source = FeedSource("models", URL, 10.0, parse_models, lambda *content: stored.append(content))
     feed = Feed(source, lambda: dumped(models_feed(["a"])),
-                SavedFeed(tmp_path, "models", URL, 10_000))
+                SavedFeed(tmp_path, "models", URL, 10_000), clock=lambda: 0.0)
     assert feed.refresh() and [(m.id, age_s) for (m,), age_s in stored] == [("a", 0.0)]
 
 
@@ -359,18 +359,18 @@ def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(t
     pid = os.fork()
     if not pid:
         os.replace = lambda *_: signal.pause()
-        saved.write(b"unfinished")
+        saved.write(b"unfinished", 0.0)
         os._exit(1)
     try:
         until_unfinished(tmp_path)
-        saved.write(b"one")
+        saved.write(b"one", 0.0)
         assert len(list(tmp_path.iterdir())) == 2
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
     (tmp_path / "models.txt").write_text("not ours")
     (tmp_path / "others.0123456789abcdef").write_text("another feed's")
-    saved.write(b"two")
+    saved.write(b"two", 0.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "models.feed", "models.txt", "others.0123456789abcdef"]
 
