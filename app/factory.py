@@ -34,7 +34,7 @@ from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
 from app.routes.models import Models
 from app.routing.client_key import ClientKeys
-from app.routing.outcomes import Failure
+from app.routing.outcomes import Blame, Failure
 from app.routing.view import View, Views
 from app.shared.directory import is_private
 from app.sticky.redis import RedisStickyStore
@@ -93,7 +93,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     clock    returns seconds, monotonic
     Returns  Flask app; `extensions["router"]` is its Router, not started
     """
-    metrics.show_zeros(Failure, CAUSES)
+    metrics.show_zeros({failure.reason for failure in Failure},
+                       {failure.kind for failure in Failure if failure.blame is Blame.EDGE}, CAUSES)
     tls = trusting(config.ca_bundle)
     views = Views(clock, _show, config.aliases_file.aliases, pause)
     dialer = Dialer(Names(clock))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from app import metrics
-from app.routing.outcomes import Attempt
+from app.routing.outcomes import Attempt, Blame, Failure
 
 logger = logging.getLogger("app.request")
 
@@ -60,7 +60,7 @@ class RequestRecord:
         self.unfinished = False
         self.cut_cause = ""
         self.attempts: list[dict[str, Any]] = []
-        self.failures: list[str] = []
+        self.failures: list[Failure] = []
         # Code that brings the request to another end sets another value.
         self.ending = Ending.CLIENT_GONE
         self.on_finish: Callable[[], None] = _nothing
@@ -120,7 +120,9 @@ class RequestRecord:
             (metrics.internal_errors_total, self.ending is Ending.INTERNAL_ERROR, []),
             (metrics.overloaded_total, self.code == "overloaded", []),
             (metrics.unfinished_streams_total, self.unfinished, []),
-            *((metrics.failover_reason_total, True, [reason]) for reason in self.failures),
+            *((metrics.failover_reason_total, True, [each.reason]) for each in self.failures),
+            *((metrics.edge_failures_total, each.blame is Blame.EDGE, [each.kind])
+              for each in self.failures),
         ]
         for metric, counts, labels in rows:
             if counts:

@@ -65,6 +65,8 @@ selection_total = _counter(
     "selection", "Answers passed on, by model and upstream status.", ["model", "status"])
 failover_reason_total = _counter(
     "failover_reason", "Attempts that failed before commit, by reason.", ["reason"])
+edge_failures_total = _counter(
+    "edge_failures", "Failed attempts that say nothing of a model, by kind.", ["kind"])
 first_byte_seconds = _histogram(
     "first_byte_seconds", "From a request's arrival to the first byte of its answer.",
     buckets=(.05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120))
@@ -182,13 +184,17 @@ def keep_files() -> bool:
     return True
 
 
-def show_zeros(reasons: Iterable[str], causes: Iterable[str]) -> None:
+def show_zeros(reasons: Iterable[str], edge_kinds: Iterable[str], causes: Iterable[str]) -> None:
     """Export known label values as zero from the start: rate() ignores a series' first sample.
 
-    reasons, causes  all reasons of failovers, all causes of cuts
+    reasons     of failovers, all
+    edge_kinds  of edge failures, all
+    causes      of cuts, all
     """
     for reason in reasons:
         failover_reason_total.labels(reason)
+    for kind in edge_kinds:
+        edge_failures_total.labels(kind)
     for cause in causes:
         cuts_total.labels(cause)
     for status in (200, 400, 429, 499, 500, 502, 503, 504):

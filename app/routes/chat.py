@@ -152,7 +152,7 @@ class Completions:
                              else config.upstream_nonstream_header_timeout_ms)
         return Prepared(f"{path}?{query}" if query else path, field.body_for,
                         upstream_headers(environ, record.request_id), header_timeout_ms / 1000,
-                        chosen_here=asked.mode is not Mode.DIRECT)
+                        len(field.body), chosen_here=asked.mode is not Mode.DIRECT)
 
     def _run(self, decision: Decision, prepared: Prepared, record: RequestRecord,
              observers: Sequence[AttemptObserver]) -> Committed:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from app.metrics import count, sticky_total
 from app.routing.client_key import ClientKeys
-from app.routing.outcomes import Attempt
+from app.routing.outcomes import Attempt, Blame
 from app.sticky.store import StickyChoice, StickyStore
 
 
@@ -38,11 +38,18 @@ class ClientStickiness:
         """
         if attempt.failure is not None:
             if attempt.model == self.choice.model:
-                self.moved = True
-                count(sticky_total, "moved")
-                self.store.discard(self.client_key, self.choice)
-        elif not self.kept and attempt.status is not None and 200 <= attempt.status < 300:
+                self._chosen_failed(attempt.blame)
+        elif not self.kept and attempt.is_success:
             self.store.put(self.client_key, attempt.model, self.choice)
+
+    def _chosen_failed(self, blame: Blame) -> None:
+        if blame in (Blame.EDGE, Blame.SOFTLY):
+            # It says nothing against the model, which still remembers the client's prompts.
+            self.kept = True
+        else:
+            self.moved = True
+            count(sticky_total, "moved")
+            self.store.discard(self.client_key, self.choice)
 
 
 @dataclasses.dataclass(frozen=True)

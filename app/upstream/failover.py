@@ -13,12 +13,15 @@ from typing import Protocol
 
 from app.errors import ApiError
 from app.routing.error_body import MAX_BYTES
-from app.routing.headers import is_coded
+from app.routing.headers import is_coded, value_of
 from app.routing.model_field import Pieces
-from app.routing.outcomes import (WHEN_EXHAUSTED, Attempt, Failure, UpstreamFailed,
-                                  not_found_failure, status_failure)
+from app.routing.outcomes import (Attempt, Failure, UpstreamFailed, blame_for, refusal,
+                                  unavailable)
 from app.upstream.transport import UpstreamResponse
 from app.upstream.waiting import Waiting
+
+# A 503 without a Content-Type keeps the next candidate waiting no longer for its first byte.
+_FIRST_BYTE_OF_503_S = 1.0
 
 
 class Sender(Protocol):
@@ -37,6 +40,7 @@ class Prepared:
     body_for          model -> body, in pieces
     headers           the fields that cross
     header_timeout_s  total for one attempt's response headers
+    body_bytes        of the client's request
     chosen_here       alias or list mode: a 404 that names the model is a failure of the candidate
     """
 
@@ -44,6 +48,7 @@ class Prepared:
     body_for: Callable[[str], Pieces]
     headers: Mapping[str, str]
     header_timeout_s: float
+    body_bytes: int
     chosen_here: bool
 
 
@@ -115,7 +120,8 @@ class Attempts:
                 failure = error.failure
             finally:
                 self.waiting.leave(model)
-        raise _exhausted(failure)
+        assert failure.message is not None, "the last candidate's own answer is passed on"
+        raise ApiError(failure.reason, failure.message)
 
     def _attempt(self, model: str, request: Prepared, observers: Sequence[AttemptObserver],
                  last: bool) -> Committed:
@@ -123,7 +129,7 @@ class Attempts:
         try:
             response = self.send(request.path, request.body_for(model), request.headers,
                                  request.header_timeout_s)
-            committed = self._judge(model, response, request.chosen_here)
+            committed = self._judge(model, response, request.chosen_here, last)
             if committed.failure is not None and not last:
                 raise UpstreamFailed(committed.failure, "")
         except BaseException as error:
@@ -132,11 +138,13 @@ class Attempts:
                 response.close()
             failure, detail = ((error.failure, error.detail) if isinstance(error, UpstreamFailed)
                                else (None, ""))
-            self._tell(observers, Attempt(model, failure, None, detail, self._ms_since(started)))
+            self._tell(observers, Attempt(model, failure, blame_for(failure, request.body_bytes),
+                                          None, detail, self._ms_since(started)))
             raise
+        failure = committed.failure
         try:
-            self._tell(observers, Attempt(model, committed.failure, response.status, "",
-                                          self._ms_since(started)))
+            self._tell(observers, Attempt(model, failure, blame_for(failure, request.body_bytes),
+                                          response.status, "", self._ms_since(started)))
         except BaseException:
             response.close()
             raise
@@ -150,17 +158,18 @@ class Attempts:
         for observer in observers:
             observer.attempted(attempt)
 
-    def _judge(self, model: str, response: UpstreamResponse, chosen_here: bool) -> Committed:
-        if 200 <= response.status < 300:
+    def _judge(self, model: str, response: UpstreamResponse, chosen_here: bool,
+               last: bool) -> Committed:
+        status, fields = response.status, response.fields
+        if 200 <= status < 300:
             return Committed(model, response, response.first_chunk(self.first_byte_timeout_s))
-        if response.status == 404 and chosen_here and not is_coded(response.fields):
+        if status == 503:
+            content_type = value_of("content-type", fields)
+            body = b"" if content_type else response.peek(
+                0, None if last else _FIRST_BYTE_OF_503_S)
+            return Committed(model, response, body, unavailable(content_type, body))
+        if status == 404 and chosen_here and not is_coded(fields):
             body = response.peek(MAX_BYTES)
             fits = len(body) <= MAX_BYTES
-            return Committed(model, response, body, not_found_failure(body) if fits else None)
-        return Committed(model, response, b"", status_failure(response.status))
-
-
-def _exhausted(failure: Failure) -> ApiError:
-    answer = WHEN_EXHAUSTED[failure]
-    assert answer is not None, "the last candidate's own answer is passed through"
-    return ApiError(answer.code, answer.message)
+            return Committed(model, response, body, refusal(status, body) if fits else None)
+        return Committed(model, response, b"")

@@ -84,15 +84,16 @@ class UpstreamResponse:
         self._body.limit_silence(self._idle_timeout_s)
         return first
 
-    def peek(self, max_bytes: int) -> bytes:
+    def peek(self, max_bytes: int, timeout_s: float | None = None) -> bytes:
         """Read the body, to its end or until more than `max_bytes` are here. Peeking twice is free.
 
-        Returns  what was read; `chunks` has the rest, or raises where the body broke off
-        Cost     I/O within the limit on silence, a total here; switches greenlets
+        timeout_s  total; None: the limit on silence
+        Returns    what was read; `chunks` has the rest, or raises where the body broke off
+        Cost       I/O; switches greenlets
         """
         chunks = self.chunks
         try:
-            with Deadline(self._idle_timeout_s, lambda: BodyBroke("silence")):
+            with Deadline(timeout_s or self._idle_timeout_s, lambda: BodyBroke("silence")):
                 while not self.whole and len(self.peeked) <= max_bytes:
                     chunk = next(chunks, b"")
                     self.peeked += chunk
@@ -169,20 +170,22 @@ class Transport:
             return self._respond(connection, head, body, resent=False)
         except _EXCHANGE_ERRORS as error:
             if not isinstance(error, CLOSED_BY_PEER) or not connection.was_idle_too_long:
-                raise _failed("ExchangeBroke", error) from error
+                raise _failed(Failure.CONNECTION_LOST, "ExchangeBroke", error) from error
         self._pool.drop_opened_before(began)
         return self._on_a_fresh_one(head, body, resent=True)
 
     def _on_a_fresh_one(self, head: bytes, body: Pieces, resent: bool) -> UpstreamResponse:
-        what = "ConnectFailed"
         try:
-            connection, what = self._pool.open(), "ExchangeBroke"
-            if resent:
-                what = "ResendBroke"
-                count(resends_total)
+            connection = self._pool.open()
+        except _EXCHANGE_ERRORS as error:
+            raise _failed(Failure.UNREACHABLE, "ConnectFailed", error) from error
+        if resent:
+            count(resends_total)
+        try:
             return self._respond(connection, head, body, resent)
         except _EXCHANGE_ERRORS as error:
-            raise _failed(what, error) from error
+            what = "ResendBroke" if resent else "ExchangeBroke"
+            raise _failed(Failure.CONNECTION_LOST, what, error) from error
 
     def _respond(self, connection: Connection, head: bytes, body: Pieces,
                  resent: bool) -> UpstreamResponse:
@@ -195,9 +198,9 @@ class Transport:
             raise
 
 
-def _failed(what: str, error: Exception) -> UpstreamFailed:
+def _failed(failure: Failure, what: str, error: Exception) -> UpstreamFailed:
     """Return the failure with the names of the errors that led to it; no text of theirs."""
     names = [what, type(error).__name__]
     if error.__cause__ is not None:
         names.append(type(error.__cause__).__name__)
-    return UpstreamFailed(Failure.CONNECT_ERROR, " ".join(names))
+    return UpstreamFailed(failure, " ".join(names))

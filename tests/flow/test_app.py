@@ -11,7 +11,7 @@ from app import metrics
 from app.config import load_config
 from app.errors import ApiError, ClientGone, StreamCut
 from app.factory import create_app
-from app.routing.outcomes import Failure, UpstreamFailed
+from app.routing.outcomes import Blame, Failure, UpstreamFailed
 from app.upstream.failover import Attempts, Prepared
 from app.worker import RouterLogger
 
@@ -30,6 +30,9 @@ class Answer:
         if self.first_error is not None:
             raise self.first_error
         return next(self.chunks)
+
+    def peek(self, max_bytes, timeout_s=None):
+        return b""
 
     def close(self):
         self.closed += 1
@@ -51,7 +54,7 @@ class Transport:
 
 
 PREPARED = Prepared("/x", lambda model: (json.dumps({"model": model}).encode(),), {}, 1.0,
-                    chosen_here=True)
+                    body_bytes=9, chosen_here=True)
 
 
 def watching(told):
@@ -121,7 +124,8 @@ def test_a_client_that_leaves_ends_the_attempts_and_nobody_is_blamed():
     with pytest.raises(ClientGone):
         attempts.run(("a", "b"), PREPARED, [watching(told)])
     assert answer.closed
-    assert [(a.model, a.outcome, a.failure) for a in told] == [("a", "abandoned", None)]
+    assert [(a.model, a.outcome, a.failure, a.blame) for a in told] == [
+        ("a", "abandoned", None, Blame.NOBODY)]
 
 
 def test_all_attempts_are_told_with_their_outcome():
@@ -132,8 +136,9 @@ def test_all_attempts_are_told_with_their_outcome():
     with pytest.raises(ApiError) as caught:
         attempts.run(("a", "b"), PREPARED, [watching(told)])
     assert (caught.value.status, caught.value.code) == (504, "upstream_header_timeout")
-    assert [(a.model, a.failure, a.status, a.duration_ms) for a in told] == [
-        ("a", "upstream_header_timeout", None, 1000), ("b", "upstream_header_timeout", None, 1000)]
+    assert [(a.model, a.outcome, a.blame, a.status, a.duration_ms) for a in told] == [
+        ("a", "upstream_header_timeout", Blame.MODEL, None, 1000),
+        ("b", "upstream_header_timeout", Blame.MODEL, None, 1000)]
 
 
 def test_a_defect_is_a_500_that_quotes_nothing_and_a_line_without_the_exceptions_text(

@@ -327,6 +327,11 @@ def chat_completion(model, text):
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}).encode()
 
 
+def unavailable(exchange):
+    """Say that the model has no instance."""
+    complete(b'{"detail":"no instance"}', status=503)(exchange)
+
+
 def reset_at_once(exchange):
     """Reset before a byte of the response."""
     exchange.reset()

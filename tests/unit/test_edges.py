@@ -1,4 +1,4 @@
-"""Small pure parts: header fields, error bodies, the retry table, the request's line, the store."""
+"""Small pure parts: header fields, error bodies, the request's line, the store."""
 
 import json
 import logging
@@ -9,7 +9,6 @@ from app.errors import API_ERRORS, ApiError
 from app.journal import Ending, RequestRecord
 from app.logs import logging_config
 from app.routing.headers import client_headers, sane_request_id, upstream_headers
-from app.routing.outcomes import WHEN_EXHAUSTED, Failure, status_failure
 from app.routing.catalogue import Model
 from app.routing.ranking import UtilizationRow
 from app.routing.view import View, Views
@@ -52,14 +51,6 @@ def test_every_error_has_all_four_keys_and_its_place_in_the_table(code):
     assert body == {"error": {
         "message": "Some words.", "type": type_, "param": param, "code": code}}
     assert error.status == status
-
-
-def test_the_retry_table_is_complete_and_only_503_is_a_retryable_status():
-    """002-R12"""
-    assert set(WHEN_EXHAUSTED) == set(Failure)
-    assert [status for status in range(100, 1000) if status_failure(status)] == [503]
-    for failure, answer in WHEN_EXHAUSTED.items():
-        assert answer is None or answer.code == failure.value
 
 
 def test_a_requests_line_is_written_once_and_says_how_it_ended(caplog):

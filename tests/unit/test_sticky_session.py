@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from app.routing.client_key import ClientKeys
+from app.routing.outcomes import Attempt, Blame, Failure
 from app.sticky.session import Stickiness
 from app.sticky.store import StickyChoice
 
@@ -29,32 +30,36 @@ class Store:
         assert choice is self.choice
 
 
-@dataclasses.dataclass
-class Attempt:
-    """What stickiness reads of an attempt."""
-
-    model: str
-    failure: str | None = None
-    status: int | None = None
+def ended(model, failure=None, status=None):
+    return Attempt(model, failure, failure.blame if failure else Blame.NOBODY, status, "", 1.0)
 
 
-FAILED_A = Attempt("a", failure="upstream_header_timeout")
+FAILED_A = ended("a", Failure.HEADER_TIMEOUT)
 
 
 @pytest.mark.parametrize("chosen, attempts, moved, calls", [
-    ("a", [Attempt("a", status=200)], False, [("put", "a")]),
-    (None, [Attempt("a", status=204)], False, [("put", "a")]),
-    ("a", [FAILED_A, Attempt("b", status=200)], True, [("discard", "a"), ("put", "b")]),
+    ("a", [ended("a", status=200)], False, [("put", "a")]),
+    (None, [ended("a", status=204)], False, [("put", "a")]),
+    ("a", [FAILED_A, ended("b", status=200)], True, [("discard", "a"), ("put", "b")]),
     ("a", [FAILED_A], True, [("discard", "a")]),
-    ("a", [Attempt("a", "upstream_503", 503)], True, [("discard", "a")]),
-    ("b", [FAILED_A, Attempt("b", status=299)], False, [("put", "b")]),
+    ("a", [ended("a", Failure.UNAVAILABLE, 503)], True, [("discard", "a")]),
+    ("b", [FAILED_A, ended("b", status=299)], False, [("put", "b")]),
     (None, [FAILED_A], False, []),
-    ("a", [Attempt("a", status=429)], False, []),
-    ("a", [Attempt("a", status=300)], False, []),
-    ("a", [Attempt("a")], False, []),
+    ("a", [ended("a", status=429)], False, []),
+    ("a", [ended("a", status=300)], False, []),
+    ("a", [ended("a")], False, []),
+    ("a", [ended("a", Failure.UNREACHABLE)], False, []),
+    ("a", [ended("a", Failure.CONNECTION_LOST), ended("b", status=200)], False, []),
+    ("c", [ended("a", Failure.CONNECTION_LOST), ended("b", status=200)], False, [("put", "b")]),
+    ("a", [ended("a", Failure.EDGE_503, 503)], False, []),
+    ("a", [ended("a", Failure.AT_CAPACITY, 429), ended("b", status=200)], False, []),
+    ("a", [Attempt("a", Failure.HEADER_TIMEOUT, Blame.NOBODY, None, "", 1.0)], True,
+     [("discard", "a")]),
 ], ids=["kept", "first success", "moved", "moved and nobody answers", "the last candidate's 503",
         "the failure of another model", "a failure without a choice", "429", "no 2xx",
-        "the client left"])
+        "the client left", "an edge failure", "an edge failure, and another answers",
+        "an edge failure of another model", "HTML", "full, and another answers",
+        "a timeout on a large body"])
 def test_attempts_change_the_choice_only_by_a_success_and_by_the_chosen_models_failure(
         chosen, attempts, moved, calls):
     """005-R4, 005-R5"""
@@ -62,8 +67,8 @@ def test_attempts_change_the_choice_only_by_a_success_and_by_the_chosen_models_f
     client_keys = ClientKeys("secret", None)
     environ = {"HTTP_AUTHORIZATION": "Bearer token"}
     stickiness = Stickiness(store, client_keys).for_client(environ)
-    for ended in attempts:
-        stickiness.attempted(ended)
+    for attempt in attempts:
+        stickiness.attempted(attempt)
     key = client_keys.derive(environ)
     assert store.calls == [("get", key)] + [(call, key, model) for call, model in calls]
     assert (stickiness.client_key, stickiness.choice) == (key, store.choice)

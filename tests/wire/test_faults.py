@@ -29,6 +29,7 @@ CONNECT = ("upstream_connect_error", 502)
 HEADER_TIMEOUT = ("upstream_header_timeout", 504)
 FIRST_TIMEOUT = ("upstream_first_body_byte_timeout", 504)
 FIRST_ERROR = ("upstream_first_body_byte_error", 502)
+LOST = {("failover_reason_total", CONNECT[0]): 1, ("edge_failures_total", "connection_lost"): 1}
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,7 @@ def test_a_fault_before_the_first_byte_leads_to_the_next_candidate(
     assert len(upstream.seen(bad)) == 1 and not upstream.seen(spare)
     outcomes = [attempt["outcome"] for attempt in router.record(bad)["attempts"]]
     assert outcomes == [reason, "200"]
-    oracle.holds({("failover_reason_total", reason): 1})
+    oracle.holds(LOST if reason == CONNECT[0] else {("failover_reason_total", reason): 1})
 
 
 @pytest.mark.parametrize("case", BEFORE_COMMIT)
@@ -211,7 +212,7 @@ def test_a_fault_of_the_last_candidate_before_the_first_byte_is_the_answer(
                             "param": None, "code": code}
     assert len(upstream.seen(name)) == 1
     assert upstream.seen(name)[0].closed.wait(5)
-    oracle.holds({("failover_reason_total", code): 1})
+    oracle.holds(LOST if code == CONNECT[0] else {("failover_reason_total", code): 1})
 
 
 def test_F8_a_503_is_a_fault_and_the_last_one_is_passed_on(router, upstream, model, oracle):
@@ -223,6 +224,52 @@ def test_F8_a_503_is_a_fault_and_the_last_one_is_passed_on(router, upstream, mod
     assert (answer.status, answer.body) == (503, second.encode())
     assert upstream.seen(first)[0].closed.wait(5)
     oracle.holds({("failover_reason_total", "upstream_503"): 2})
+
+
+HTML = b"<html><h1>503 Service Unavailable</h1></html>"
+TYPED = ("Content-Type", "text/html; charset=utf-8")
+
+
+@pytest.mark.parametrize("case, script", [
+    ("F26 typed", complete(HTML, status=503, fields=[TYPED])),
+    ("F26 typed, and no body", complete(b"", status=503, fields=[TYPED])),
+    ("F26 untyped", complete(HTML, status=503)),
+    ("F26 untyped, chunked", complete(HTML, "chunked", status=503)),
+    ("F26 untyped, until close", complete(HTML, "close", status=503))])
+def test_a_503_in_html_is_the_edges_and_the_last_one_is_passed_on(
+        router, upstream, model, oracle, case, script):
+    """002-R12, 002-R61, 006-W13"""
+    first, second = model(), model()
+    upstream.on(first, script)
+    upstream.on(second, complete(b"{}"))
+    answer = ask(router, f"{first},{second}", {"X-Request-Id": first})
+    assert (answer.status, answer.value("x-chutes-autopilot-selected")) == (200, second)
+    outcomes = [attempt["outcome"] for attempt in router.record(first)["attempts"]]
+    assert outcomes == ["edge_503", "200"]
+    upstream.on(second, script)
+    answer = ask(router, f"{second}")
+    assert (answer.status, answer.ended) == (503, "complete")
+    assert answer.body == (b"" if "no body" in case else HTML)
+    oracle.holds({("failover_reason_total", "edge_503"): 2, ("edge_failures_total", "edge_503"): 2})
+
+
+@pytest.mark.parametrize("case, script", [
+    ("F8 silent", then(head(CHUNKED, status=503), stall)),
+    ("F8 silent with JSON", then(head(CHUNKED, ("Content-Type", "application/json"), status=503),
+                                 stall)),
+    ("F8 empty", complete(b"", status=503)),
+    ("F8 breaks", then(head(("Content-Length", 9), status=503), end("reset")))])
+def test_a_503_that_says_nothing_is_the_models(router, upstream, model, oracle, case, script):
+    """002-R61, 006-W13"""
+    first, second = model(), model()
+    upstream.on(first, script)
+    upstream.on(second, complete(b"{}"))
+    answer = ask(router, f"{first},{second}", {"X-Request-Id": first})
+    assert (answer.status, answer.value("x-chutes-autopilot-selected")) == (200, second)
+    outcomes = [attempt["outcome"] for attempt in router.record(first)["attempts"]]
+    assert outcomes == ["upstream_503", "200"]
+    assert upstream.seen(first)[0].closed.wait(5)
+    oracle.holds({("failover_reason_total", "upstream_503"): 1})
 
 
 def refused(detail, framing="length", **more):
@@ -391,7 +438,9 @@ def test_an_upstream_that_cannot_be_reached_is_a_connect_error(upstream, case):
             alone.wait_until_fed()
             answer = ask(alone, f"{LISTED},{public_names()[0]}")
             assert (answer.status, answer.error["code"]) == (502, "upstream_connect_error")
-            assert alone.metrics()["failover_reason_total", "upstream_connect_error"] == 2
+            metrics = alone.metrics()
+            assert metrics["failover_reason_total", "upstream_connect_error"] == 2
+            assert metrics["edge_failures_total", "unreachable"] == 2
             assert place.left is None or place.left.wait(1)
     finally:
         place.close()
@@ -556,7 +605,7 @@ def test_F11_a_connection_that_breaks_after_a_byte_of_the_response_is_no_stale_o
     answer = ask(router, f"{name},{spare}")
     assert answer.value("x-chutes-autopilot-selected") == spare
     assert [exchange.turn for exchange in upstream.seen(name)] == [1, 2]
-    oracle.holds({("failover_reason_total", "upstream_connect_error"): 1})
+    oracle.holds(LOST)
 
 
 def test_F11_a_resend_that_breaks_too_is_a_failed_candidate_and_named_in_the_line(
@@ -570,7 +619,7 @@ def test_F11_a_resend_that_breaks_too_is_a_failed_candidate_and_named_in_the_lin
     assert ask(router, name, {"X-Request-Id": name}).error["code"] == "upstream_connect_error"
     [attempt] = router.record(name)["attempts"]
     assert attempt["detail"].startswith("ResendBroke ")
-    oracle.holds({("resends_total",): 1, ("failover_reason_total", "upstream_connect_error"): 1})
+    oracle.holds({("resends_total",): 1, **LOST})
 
 
 def test_F11_a_resend_that_finds_nobody_is_a_failed_candidate(upstream, model):

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.feeds import models_feed, utilization_row
 from tests.support.router import Router, read_until, until
-from tests.support.upstream import Upstream, complete, headers_then_end, reset_at_once
+from tests.support.upstream import (Upstream, complete, headers_then_end, reset_at_once,
+                                    unavailable)
 
 FEED = {"models": models_feed(["a", "b", "c"]), "rows": [
     utilization_row("a", active=9), utilization_row("b", active=5), utilization_row("c", active=0)]}
@@ -47,6 +48,7 @@ def test_counts_are_the_sum_over_all_workers_whichever_answers(metered):
             ("requests_total", "429"): 1, ("requests_total", "400"): 1,
             ("selection_total", "a", "200"): 31, ("selection_total", "b", "429"): 1,
             ("failover_reason_total", "upstream_connect_error"): 2,
+            ("edge_failures_total", "connection_lost"): 2,
             ("failover_reason_total", "upstream_first_body_byte_error"): 1}
 
 
@@ -112,7 +114,7 @@ def test_what_became_of_sticky_choices_is_counted(metered):
     before = router.metrics_at_rest()
     for number, model in enumerate(("a:1,b:1", "a:1,b:1", "a:2,b:2", "b:1,a:2")):
         if number == 3:
-            upstream.on("a:2", reset_at_once)
+            upstream.on("a:2", unavailable)
         router.chat(model, headers={"Authorization": "Bearer sticky-and-counted",
                                     "X-Request-Id": f"sticky-{number}"})
     after = router.metrics_at_rest()

@@ -12,7 +12,8 @@ import pytest
 from tests.support.feeds import models_feed, utilization_row
 from tests.support.nginx import Nginx
 from tests.support.router import Answer, Router, free_port, read_to_end, read_until, until
-from tests.support.upstream import DEADLINE_S, Upstream, complete, pieces, reset_at_once
+from tests.support.upstream import (DEADLINE_S, Upstream, complete, pieces, reset_at_once,
+                                    unavailable)
 
 FEED = {"models": models_feed(["a", "b"]), "rows": [utilization_row("a"), utilization_row("b")]}
 
@@ -112,7 +113,7 @@ def test_stickiness_goes_by_the_forwarded_address_and_not_by_what_a_client_claim
         assert site.ask({"model": "a:sticky,b:sticky"}, source, **headers).status == 200
         return site.upstream.exchanges[seen].model
 
-    site.upstream.on("a:sticky", reset_at_once)
+    site.upstream.on("a:sticky", unavailable)
     assert first_tried("127.0.0.2") == "a:sticky"
     site.upstream.on("a:sticky", complete(b"{}"))
     assert first_tried("127.0.0.2") == "b:sticky"

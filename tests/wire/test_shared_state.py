@@ -15,7 +15,7 @@ import pytest
 from tests.support.feeds import models_feed, utilization_row
 from tests.support.redis_server import RedisServer
 from tests.support.router import Router
-from tests.support.upstream import Upstream, complete, reset_at_once
+from tests.support.upstream import Upstream, complete, unavailable
 
 ALIAS = "chutesai/AutoPilot"
 NAMES = ["a", "b", "c", "d"]
@@ -86,7 +86,7 @@ def test_a_failure_moves_the_client_for_every_worker(upstream):
     with Router(upstream.url, WEB_CONCURRENCY="4") as router:
         router.wait_until_fed()
         assert set(picks([router], who, 20)) == {"a"}
-        upstream.on("a", reset_at_once)
+        upstream.on("a", unavailable)
         moved = picked(router.chat(ALIAS, headers=who))
         upstream.on("a", complete(b"{}"))
         before = len(upstream.seen("a"))
@@ -210,7 +210,7 @@ def test_two_replicas_on_one_redis_agree(upstream):
             assert "one-token" not in key and "chutes-autopilot:sticky:" in key
             ttl = redis.command("TTL", key.splitlines()[2]).decode()
             assert 1700 < int(ttl.strip(":\r\n")) <= 1800
-            upstream.on(model, reset_at_once)
+            upstream.on(model, unavailable)
             moved = picked(one.chat(ALIAS, headers=who))
             upstream.on(model, complete(b"{}"))
             assert moved != model and set(picks([one, two], who, 40)) == {moved}

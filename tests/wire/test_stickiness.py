@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.feeds import models_feed, utilization_row
 from tests.support.router import Router
-from tests.support.upstream import Upstream, complete, reset_at_once
+from tests.support.upstream import Upstream, complete, reset_at_once, unavailable
 
 ALIAS = "chutesai/AutoPilot"
 
@@ -51,10 +51,23 @@ def test_a_failure_moves_the_client_off_its_model(ranked):
         router.wait_until_fed()
         mine = {"Authorization": "Bearer mine"}
         assert picked(router.chat(ALIAS, headers=mine)) == "a"
-        ranked.on("a", reset_at_once)
+        ranked.on("a", unavailable)
         assert picked(router.chat(ALIAS, headers=mine)) == "b"
         ranked.on("a", complete(b"{}"))
         assert picked(router.chat(ALIAS, headers=mine)) == "b"
+
+
+def test_a_failure_of_the_edge_leaves_the_client_with_its_model(ranked):
+    """005-R5"""
+    with Router(ranked.url) as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat(ALIAS, headers=mine)) == "a"
+        for script in (reset_at_once, complete(b"<html>", status=503)):
+            ranked.on("a", script)
+            assert picked(router.chat(ALIAS, headers=mine)) == "b"
+            ranked.on("a", complete(b"{}"))
+            assert picked(router.chat(ALIAS, headers=mine)) == "a"
 
 
 def test_429_and_other_statuses_change_nothing(ranked):
