@@ -7,6 +7,7 @@ Source: specs/001 R2-R5.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -131,6 +132,15 @@ class Config:
     max_attempts: int = _option(
         "MAX_ATTEMPTS", parse.whole_number(1), "8",
         "how many candidates a request may try")
+    max_edge_failures: int = _option(
+        "MAX_EDGE_FAILURES", parse.whole_number(1), "2",
+        "so many in a row end a request: the upstream is not reached, or says 503 in HTML")
+    failover_budget_ms: int = _option(
+        "FAILOVER_BUDGET_MS", parse.whole_number(50), "60000",
+        "no further candidate is tried so long after a request came, ms")
+    failover_on_capacity_429: bool = _option(
+        "FAILOVER_ON_CAPACITY_429", parse.boolean, "false",
+        "whether a 429 that says that the infrastructure is full allows the next candidate")
     max_inflight_requests: Limit = _option(
         "MAX_INFLIGHT_REQUESTS", parse.limit, "90%",
         "a worker refuses more with 503: a number, or a share of WORKER_CONNECTIONS")
@@ -140,9 +150,12 @@ class Config:
     upstream_header_timeout_ms: int = _option(
         "UPSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(50), "10000",
         "from the start of an attempt to the response headers, streaming requests, ms")
+    upstream_header_timeout_ms_per_kib: int = _option(
+        "UPSTREAM_HEADER_TIMEOUT_MS_PER_KIB", parse.whole_number(0), "250",
+        "so much more for each KiB of the request body, ms")
     upstream_nonstream_header_timeout_ms: int = _option(
         "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS", parse.whole_number(50), "600000",
-        "the same for requests without \"stream\": true, ms")
+        "the same for requests without \"stream\": true, and the most for any, ms")
     upstream_first_body_byte_timeout_ms: int = _option(
         "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS", parse.whole_number(50), "120000",
         "from the response headers to the first byte of the body, ms")
@@ -222,6 +235,20 @@ class Config:
         """
         return (1 + len(self.addresses)) * self.worker_connections + _OTHER_FILES
 
+    def header_timeout_s(self, stream: bool, body_bytes: int) -> float:
+        """Return the header deadline of an attempt, a total.
+
+        stream      whether the body says "stream": true
+        body_bytes  of the client's request
+
+        Source: specs/002 R13.
+        """
+        longest_ms = self.upstream_nonstream_header_timeout_ms
+        if not stream:
+            return longest_ms / 1000
+        reading_ms = self.upstream_header_timeout_ms_per_kib * body_bytes / 1024
+        return min(self.upstream_header_timeout_ms + reading_ms, longest_ms) / 1000
+
     @property
     def addresses(self) -> list[str]:
         """Where connections are taken: the service's address, then the probes' if there is one."""
@@ -277,6 +304,9 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     if values.get("max_body_bytes_in_flight", 0) < values.get("max_request_bytes", 0) and (
             "max_body_bytes_in_flight" not in expected):
         expected["max_body_bytes_in_flight"] = "at least MAX_REQUEST_BYTES"
+    if values.get("upstream_header_timeout_ms", 0) > values.get(
+            "upstream_nonstream_header_timeout_ms", math.inf):
+        expected["upstream_header_timeout_ms"] = "at most UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS"
     if values.get("health_listen_addr") and parse.collide(
             values["health_listen_addr"], values.get("listen_addr", "")):
         expected["health_listen_addr"] = "another address than LISTEN_ADDR"
@@ -294,7 +324,7 @@ def _spelling(option: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 
 def _sentence(option: Mapping[str, Any], environ: Mapping[str, str], expected: str) -> str:
     name = _spelling(option, environ)
-    got = environ.get(name, "")
+    got = environ.get(name, option["default"])
     # What stands before an @ in an address may be a password.
     shown = "'****'" if got and ("@" in got or option["secret"]) else repr(got)
     return f"{name}: got {shown}, expected {expected}."

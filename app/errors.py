@@ -32,13 +32,16 @@ Source: specs/002 R21, specs/006 W1-W4, specs/007 R1, R3, R20.
 
 import errno
 import json
+import random
 from collections.abc import Iterable
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 
-# Whole seconds, as HTTP has it: the load of this moment is another one by then.
-_RETRY_AFTER = ("Retry-After", "1")
+# The same request may work some seconds later. Each is told another number of seconds, so that they
+# do not all come back together. Source: specs/002 R66.
+RETRY_LATER = frozenset(("no_candidates", "overloaded"))
+_LONGEST_RETRY_AFTER_S = 15
 
 # code -> (HTTP status, error type, the request field at fault). Source: specs/002 R21.
 API_ERRORS: dict[str, tuple[int, str, str | None]] = {
@@ -142,7 +145,12 @@ class BodyTooSlow(BaseException):
 
 def overloaded(message: str) -> ApiError:
     """Return the refusal of a request that can be sent again, here or elsewhere."""
-    return ApiError("overloaded", message, headers=[_RETRY_AFTER])
+    return ApiError("overloaded", message)
+
+
+def retry_after() -> tuple[str, str]:
+    """Return the header field that says when to send a request again."""
+    return "Retry-After", str(random.randint(1, _LONGEST_RETRY_AFTER_S))
 
 
 def error_body(message: str, type_: str, param: str | None, code: str | None) -> bytes:

@@ -34,6 +34,7 @@ from app.routes.health import Health
 from app.routes.metrics import metrics_blueprint
 from app.routes.models import Models
 from app.routing.client_key import ClientKeys
+from app.routing.failover_limits import Limits, RetryBudget
 from app.routing.outcomes import Blame, Failure
 from app.routing.view import View, Views
 from app.shared.directory import is_private
@@ -103,8 +104,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     most = config.max_inflight_requests.resolve(config.places(files_allowed))
     in_flight = InFlight(most, config.max_body_bytes_in_flight, clock)
     attempts = Attempts(send or transport.send,
-                        config.upstream_first_body_byte_timeout_ms / 1000, config.max_attempts,
-                        clock, Waiting(_half(most)))
+                        config.upstream_first_body_byte_timeout_ms / 1000, _limits(config), clock,
+                        Waiting(_half(most)), RetryBudget(clock), config.failover_on_capacity_429)
     stickiness = build_stickiness(config, tls, dialer, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
@@ -123,6 +124,10 @@ def create_app(config: Config, *, send: Sender | None = None,
         views, jobs, in_flight, config.client_write_timeout_ms / 1000,
         config.client_header_timeout_ms / 1000, config.max_request_bytes)
     return app
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(config.max_attempts, config.max_edge_failures, config.failover_budget_ms / 1000)
 
 
 def _half(most: int) -> int:

@@ -38,12 +38,13 @@ class RequestRecord:
 
     request_id  the request's id, made safe to log
     clock       returns seconds, monotonic
+    started     when the request came, on that clock
     """
 
     def __init__(self, request_id: str, clock: Callable[[], float]) -> None:
         self.request_id = request_id
         self._clock = clock
-        self._started = clock()
+        self.started = clock()
         self._first_byte_at: float | None = None
         self._told = False
         # Gives a model the name it has in logs.
@@ -74,6 +75,11 @@ class RequestRecord:
         if attempt.failure is not None:
             self.failures.append(attempt.failure)
 
+    @property
+    def failed_over(self) -> bool:
+        """Say whether a second candidate was tried."""
+        return len(self.attempts) > 1
+
     def begin_answer(self) -> None:
         """Take note that the first byte of the answer is here and goes to the client next."""
         self._first_byte_at = self._clock()
@@ -89,9 +95,9 @@ class RequestRecord:
             return
         self._told = True
         self.on_finish()
-        duration_s, first_byte_s = self._clock() - self._started, None
+        duration_s, first_byte_s = self._clock() - self.started, None
         if self._first_byte_at is not None:
-            first_byte_s = self._first_byte_at - self._started
+            first_byte_s = self._first_byte_at - self.started
             self._measure(first_byte_s, duration_s)
         self._count()
         logger.info("request", extra={

@@ -67,6 +67,8 @@ failover_reason_total = _counter(
     "failover_reason", "Attempts that failed before commit, by reason.", ["reason"])
 edge_failures_total = _counter(
     "edge_failures", "Failed attempts that say nothing of a model, by kind.", ["kind"])
+failover_budget_exhausted_total = _counter(
+    "failover_budget_exhausted", "Failures answered because the worker's attempts were used up.")
 first_byte_seconds = _histogram(
     "first_byte_seconds", "From a request's arrival to the first byte of its answer.",
     buckets=(.05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120))

@@ -12,7 +12,7 @@ from flask import Response, request
 
 from app.client import Client, client_of
 from app.config import OPENAI_ERRORS, PASS_UNKNOWN, Config
-from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded
+from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded, retry_after
 from app.eventloop import pause
 from app.inflight import Admission, InFlight
 from app.journal import Ending, RequestRecord
@@ -22,8 +22,8 @@ from app.routing.decision import Asked, Decision, Mode, decide, read_asked, refu
 from app.routing.error_body import MAX_BYTES
 from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
 from app.routing.event_stream import StreamTail, is_event_stream
-from app.routing.headers import (Field, client_headers, selected_fields, skipped_fields,
-                                 upstream_headers)
+from app.routing.headers import (NO_RETRY, Field, client_headers, selected_fields, skipped_fields,
+                                 upstream_headers, value_of)
 from app.routing.model_field import ModelField, find_model
 from app.routing.needs import NO_NEEDS, Needs
 from app.routing.needs_reader import read_needs
@@ -147,12 +147,11 @@ class Completions:
 
     def _prepared(self, path: str, environ: dict[str, Any], record: RequestRecord,
                   field: ModelField, asked: Asked) -> Prepared:
-        config, query = self.config, environ.get("QUERY_STRING")
-        header_timeout_ms = (config.upstream_header_timeout_ms if field.stream
-                             else config.upstream_nonstream_header_timeout_ms)
+        query, size = environ.get("QUERY_STRING"), len(field.body)
         return Prepared(f"{path}?{query}" if query else path, field.body_for,
-                        upstream_headers(environ, record.request_id), header_timeout_ms / 1000,
-                        len(field.body), chosen_here=asked.mode is not Mode.DIRECT)
+                        upstream_headers(environ, record.request_id),
+                        self.config.header_timeout_s(field.stream, size), record.started, size,
+                        chosen_here=asked.mode is not Mode.DIRECT)
 
     def _run(self, decision: Decision, prepared: Prepared, record: RequestRecord,
              observers: Sequence[AttemptObserver]) -> Committed:
@@ -171,6 +170,7 @@ class Completions:
             first, fields = _show_error(upstream, first, fields)
         record.selected = record.label(committed.model)
         record.status, record.resent = upstream.status, upstream.resent
+        fields = _told_to_retry(committed, record.failed_over, fields)
         record.begin_answer()
         if upstream.status in (204, 304):
             # There is no body to relay, and no end of it to see.
@@ -209,6 +209,18 @@ def _go_on() -> None:
     pass
 
 
+def _told_to_retry(committed: Committed, failed_over: bool, fields: list[Field]) -> list[Field]:
+    """Return the response fields of an upstream's answer with what the client should do next.
+
+    Source: specs/002 R66.
+    """
+    if committed.response.status == 503 and failed_over:
+        return [*(field for field in fields if field[0].lower() != NO_RETRY[0]), NO_RETRY]
+    if committed.at_capacity and not value_of("retry-after", fields):
+        return [*fields, retry_after()]
+    return fields
+
+
 def _told_of(decision: Decision) -> list[Field]:
     """Return the response fields that say what was decided, whatever the answer is."""
     return skipped_fields(decision.skipped) if decision.skipped else []
@@ -222,6 +234,8 @@ def _refused(record: RequestRecord, why: ApiError | BodyTooSlow | ShuttingDown) 
         error = overloaded("The body came too slowly for a router with so much to do.")
     else:
         error = overloaded("The router is about to end.")
+    if record.failed_over:
+        error.headers += (NO_RETRY,)
     record.status, record.code, record.ending = error.status, error.code, Ending.REFUSED
     record.finish()
     return error

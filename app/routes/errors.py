@@ -10,7 +10,7 @@ from collections.abc import Callable
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from app.errors import ApiError
+from app.errors import RETRY_LATER, ApiError, retry_after
 from app.logs import places
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ def register_error_handlers(app: Flask, no_route: Callable[[], ApiError]) -> Non
 
 def answer(error: ApiError) -> Response:
     """Return the response an ApiError stands for."""
-    return Response(error.body(), error.status, error.headers, content_type="application/json")
+    headers = (*error.headers, *[retry_after()] * (error.code in RETRY_LATER))
+    return Response(error.body(), error.status, headers, content_type="application/json")
 
 
 def _http_exception(no_route: Callable[[], ApiError], error: HTTPException) -> Response:

@@ -14,6 +14,9 @@ REQUEST_ID = "X-Request-Id"
 
 Field = tuple[str, str]
 
+# OpenAI's SDKs send a request again unless they are told not to. Source: specs/002 R66.
+NO_RETRY: Field = ("x-should-retry", "false")
+
 HOP_BY_HOP = frozenset((
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization",
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"))

@@ -1,9 +1,10 @@
 """One attempt after another until one commits.
 
 The request is prepared once and attempted many times. app.routing.outcomes says what an attempt's
-failure does to the request; this module carries it out.
+failure does to the request, app.routing.failover_limits how far failover goes. This module carries
+it out.
 
-Source: specs/002 R11-R15, specs/005 R5, R6, specs/007 R22.
+Source: specs/002 R11-R15, R61-R65, specs/005 R5, R6, specs/007 R22.
 """
 
 import dataclasses
@@ -12,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from app.errors import ApiError
+from app.metrics import count, failover_budget_exhausted_total
 from app.routing.error_body import MAX_BYTES
-from app.routing.headers import is_coded, value_of
+from app.routing.failover_limits import Course, Limits, RetryBudget
+from app.routing.headers import Field, is_coded, value_of
 from app.routing.model_field import Pieces
 from app.routing.outcomes import (Attempt, Failure, UpstreamFailed, blame_for, refusal,
                                   unavailable)
@@ -40,6 +43,7 @@ class Prepared:
     body_for          model -> body, in pieces
     headers           the fields that cross
     header_timeout_s  total for one attempt's response headers
+    came_at           when the request came, on the clock of Attempts
     body_bytes        of the client's request
     chosen_here       alias or list mode: a 404 that names the model is a failure of the candidate
     """
@@ -48,6 +52,7 @@ class Prepared:
     body_for: Callable[[str], Pieces]
     headers: Mapping[str, str]
     header_timeout_s: float
+    came_at: float
     body_bytes: int
     chosen_here: bool
 
@@ -63,16 +68,18 @@ class AttemptObserver(Protocol):
 class Committed:
     """The answer the client gets.
 
-    model     the candidate it came from
-    response  the upstream's; whoever has this closes it
-    first     bytes of the body that have been read to judge it; perhaps none
-    failure   the retryable failure that it is, as the last candidate's answer
+    model        the candidate it came from
+    response     the upstream's; whoever has this closes it
+    first        bytes of the body that have been read to judge it; perhaps none
+    failure      the retryable failure that it is, where no attempt follows
+    at_capacity  it is a 429 that says that the infrastructure is full
     """
 
     model: str
     response: UpstreamResponse
     first: bytes
     failure: Failure | None = None
+    at_capacity: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +88,20 @@ class Attempts:
 
     send                  the transport
     first_byte_timeout_s  from the headers of a 2xx to its first body byte, total
-    max_attempts          candidates tried for one request
+    limits                of one request
     clock                 returns seconds, monotonic
     waiting               who waits for which model
+    retries               attempts beyond the first, of all requests of this worker
+    on_capacity_429       whether a 429 that says that the infrastructure is full is retryable
     """
 
     send: Sender
     first_byte_timeout_s: float
-    max_attempts: int
+    limits: Limits
     clock: Callable[[], float] = time.monotonic
     waiting: Waiting = dataclasses.field(default_factory=Waiting)
+    retries: RetryBudget = dataclasses.field(default_factory=lambda: RetryBudget(time.monotonic))
+    on_capacity_429: bool = False
 
     def run(self, candidates: tuple[str, ...], request: Prepared,
             observers: Sequence[AttemptObserver]) -> Committed:
@@ -100,37 +111,42 @@ class Attempts:
         request     what is sent
         observers   told of each attempt as it ends
         Returns     Committed
-        Raises      ApiError when the last attempt failed and there is nothing to pass on, or when
-                    too many requests wait for the last candidate
+        Raises      ApiError when an attempt failed, none follows and there is nothing to pass on,
+                    or when too many requests wait for the last candidate
         Cost        I/O; switches greenlets
 
         Source: specs/002 R11.
         """
-        tried = candidates[:self.max_attempts]
+        tried = candidates[:self.limits.attempts]
+        course = Course(self.limits, request.came_at, self.clock)
+        self.retries.count_request()
         for model in tried:
             last = model == tried[-1]
             if self.waiting.is_full(model) and not last:
                 continue
             self.waiting.enter(model)
             try:
-                return self._attempt(model, request, observers, last)
+                return self._attempt(model, request, observers, course, last)
             except UpstreamFailed as error:
                 # Not the error itself: its traceback would keep this frame, and all of the
                 # attempt, until the garbage collector came by.
                 failure = error.failure
             finally:
                 self.waiting.leave(model)
-        assert failure.message is not None, "the last candidate's own answer is passed on"
+            # Where there was an answer to pass on, this was asked before it was dropped.
+            if failure.message is not None and not self._goes_on(failure, course, last):
+                break
+        assert failure.message is not None, "the upstream's own answer is passed on"
         raise ApiError(failure.reason, failure.message)
 
     def _attempt(self, model: str, request: Prepared, observers: Sequence[AttemptObserver],
-                 last: bool) -> Committed:
+                 course: Course, last: bool) -> Committed:
         started, response = self.clock(), None
         try:
             response = self.send(request.path, request.body_for(model), request.headers,
                                  request.header_timeout_s)
             committed = self._judge(model, response, request.chosen_here, last)
-            if committed.failure is not None and not last:
+            if committed.failure is not None and self._goes_on(committed.failure, course, last):
                 raise UpstreamFailed(committed.failure, "")
         except BaseException as error:
             # Whatever ended the attempt, its connection is closed at once.
@@ -150,6 +166,15 @@ class Attempts:
             raise
         return committed
 
+    def _goes_on(self, failure: Failure, course: Course, last: bool) -> bool:
+        """Say whether the next candidate has its turn after a failure. Asked once for each."""
+        if last or not course.goes_on_after(failure):
+            return False
+        if not self.retries.take():
+            count(failover_budget_exhausted_total)
+            return False
+        return True
+
     def _ms_since(self, started: float) -> float:
         return (self.clock() - started) * 1000
 
@@ -168,8 +193,18 @@ class Attempts:
             body = b"" if content_type else response.peek(
                 0, None if last else _FIRST_BYTE_OF_503_S)
             return Committed(model, response, body, unavailable(content_type, body))
-        if status == 404 and chosen_here and not is_coded(fields):
-            body = response.peek(MAX_BYTES)
-            fits = len(body) <= MAX_BYTES
-            return Committed(model, response, body, refusal(status, body) if fits else None)
-        return Committed(model, response, b"")
+        if not self._looks_into(status, fields, chosen_here):
+            return Committed(model, response, b"")
+        body = response.peek(MAX_BYTES)
+        failure = refusal(status, body) if len(body) <= MAX_BYTES else None
+        if failure is Failure.AT_CAPACITY and not self.on_capacity_429:
+            return Committed(model, response, body, at_capacity=True)
+        return Committed(model, response, body, failure, failure is Failure.AT_CAPACITY)
+
+    def _looks_into(self, status: int, fields: Sequence[Field], chosen_here: bool) -> bool:
+        """Say whether the body of a refusal makes a difference."""
+        if is_coded(fields):
+            return False
+        if status == 429:
+            return self.on_capacity_429 or not value_of("retry-after", fields)
+        return status == 404 and chosen_here

@@ -6,6 +6,7 @@ app.errors.BodyBroke after it.
 Source: specs/002 R10-R15, R32, specs/006 W5.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException
@@ -87,13 +88,14 @@ class UpstreamResponse:
     def peek(self, max_bytes: int, timeout_s: float | None = None) -> bytes:
         """Read the body, to its end or until more than `max_bytes` are here. Peeking twice is free.
 
-        timeout_s  total; None: the limit on silence
+        timeout_s  total, where less than the limit on silence
         Returns    what was read; `chunks` has the rest, or raises where the body broke off
         Cost       I/O; switches greenlets
         """
         chunks = self.chunks
         try:
-            with Deadline(timeout_s or self._idle_timeout_s, lambda: BodyBroke("silence")):
+            limit_s = min(timeout_s or math.inf, self._idle_timeout_s)
+            with Deadline(limit_s, lambda: BodyBroke("silence")):
                 while not self.whole and len(self.peeked) <= max_bytes:
                     chunk = next(chunks, b"")
                     self.peeked += chunk

@@ -262,7 +262,31 @@ def test_a_duration_has_a_least_value_that_is_one(environment, name):
              "CONTROL_PLANE_TIMEOUT_MS": 100}.get(name, 50)
     with pytest.raises(ConfigError, match=f"{name}: got '{least - 1}', .* at least {least}"):
         environment(**{name: str(least - 1)})
-    environment(**{name: str(least)})
+    # The one may not be more than the other.
+    environment(**{"UPSTREAM_HEADER_TIMEOUT_MS": "50", name: str(least)})
+
+
+def test_the_header_deadline_grows_with_a_streaming_body_up_to_the_other_one(environment):
+    """002-R13"""
+    config = environment()
+    seconds = config.header_timeout_s
+    assert [seconds(True, kib * 1024) for kib in (0, 1, 100, 10_000)] == [10, 10.25, 35, 600]
+    assert seconds(True, 512) == 10.125  # in proportion to its bytes
+    assert seconds(False, 0) == seconds(False, 10**9) == 600
+    level = environment(UPSTREAM_HEADER_TIMEOUT_MS_PER_KIB="0").header_timeout_s
+    assert level(True, 10**9) == 10
+
+
+def test_the_header_deadline_of_a_stream_is_not_more_than_that_of_other_requests(environment):
+    """002-R13"""
+    for name, value, got in (("UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS", "9999", "10000"),
+                             ("UPSTREAM_HEADER_TIMEOUT_MS", "10001", "10001")):
+        with pytest.raises(ConfigError) as caught:
+            environment(**{name: value})
+        assert str(caught.value) == (
+            f"UPSTREAM_HEADER_TIMEOUT_MS: got '{got}', expected at most "
+            "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS.")
+    environment(UPSTREAM_HEADER_TIMEOUT_MS="9999")
 
 
 def test_all_bodies_together_may_be_as_large_as_one(environment):

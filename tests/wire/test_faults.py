@@ -29,6 +29,7 @@ CONNECT = ("upstream_connect_error", 502)
 HEADER_TIMEOUT = ("upstream_header_timeout", 504)
 FIRST_TIMEOUT = ("upstream_first_body_byte_timeout", 504)
 FIRST_ERROR = ("upstream_first_body_byte_error", 502)
+PATIENT = {"UPSTREAM_HEADER_TIMEOUT_MS": "60000", "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS": "60000"}
 LOST = {("failover_reason_total", CONNECT[0]): 1, ("edge_failures_total", "connection_lost"): 1}
 
 
@@ -434,7 +435,7 @@ def test_an_upstream_that_cannot_be_reached_is_a_connect_error(upstream, case):
     place = CONNECTING[case]()
     try:
         with Router(upstream.url, BACKEND_BASE_URL=place.url,
-                    **SHORT | {"UPSTREAM_HEADER_TIMEOUT_MS": "60000"}) as alone:
+                    **SHORT | PATIENT) as alone:
             alone.wait_until_fed()
             answer = ask(alone, f"{LISTED},{public_names()[0]}")
             assert (answer.status, answer.error["code"]) == (502, "upstream_connect_error")
@@ -1010,7 +1011,7 @@ def test_a_client_that_leaves_takes_the_upstream_connection_with_it(
 def test_a_client_that_leaves_while_the_upstream_is_being_connected(upstream, case):
     """006-W1, 006-W13"""
     place = full_listener() if case == "F17 connecting" else silent_tls()
-    patient = {"UPSTREAM_CONNECT_TIMEOUT_MS": "60000", "UPSTREAM_HEADER_TIMEOUT_MS": "60000"}
+    patient = {"UPSTREAM_CONNECT_TIMEOUT_MS": "60000", **PATIENT}
     try:
         with Router(upstream.url, BACKEND_BASE_URL=place.url, **SHORT | patient) as alone:
             alone.wait_until_fed()
@@ -1035,8 +1036,8 @@ def test_F17_a_client_that_leaves_while_its_request_is_being_sent(upstream):
     """006-W1, 006-W13"""
     with Upstream() as deaf:
         deaf.refuse_bodies = True
-        with Router(upstream.url, BACKEND_BASE_URL=deaf.url, **SHORT | {
-                "UPSTREAM_HEADER_TIMEOUT_MS": "60000", "MAX_REQUEST_BYTES": "20000000"}) as alone:
+        with Router(upstream.url, BACKEND_BASE_URL=deaf.url, **SHORT | PATIENT | {
+                "MAX_REQUEST_BYTES": "20000000"}) as alone:
             alone.wait_until_fed()
             with socket.create_connection(("127.0.0.1", alone.port), 10) as client:
                 client.sendall(request_bytes("leaving", LISTED, padding="x" * 15_000_000))

@@ -294,7 +294,7 @@ def test_a_request_without_an_answer_yet_is_refused_in_time(backend):
             router.process.send_signal(signal.SIGTERM)
             received = read_to_end(waiting)
         assert received.startswith(b"HTTP/1.1 503 ") and b'"overloaded"' in received
-        assert b"Retry-After: 1" in received and b"Connection: close" in received
+        assert b"Retry-After: " in received and b"Connection: close" in received
         assert exchange.closed.wait(DEADLINE_S)
         assert router.wait() == 0 and ended_well(router)
         [line] = [line for line in router.lines if line["message"] == "request"]
