@@ -122,6 +122,16 @@ def test_what_ends_a_request_anyhow_takes_nothing_of_the_budget():
     assert left == 100 - 3
 
 
+def test_each_request_adds_to_the_budget():
+    """002-R64"""
+    budget, left = RetryBudget(lambda: 0.0), 0
+    for _ in range(50):
+        run([Answer(**OK)], retries=budget)
+    while budget.take():
+        left += 1
+    assert left == 100 + 10
+
+
 @pytest.mark.parametrize("retried, budget, tried, blame", [
     (False, None, "a", Blame.NOBODY), (True, None, "ab", Blame.SOFTLY),
     (True, no_more, "a", Blame.SOFTLY)])
@@ -139,7 +149,7 @@ def test_a_capacity_429_allows_the_next_candidate_where_that_is_wanted(
 
 @pytest.mark.parametrize("name, more", [
     ("coded", {"fields": [("Content-Encoding", "gzip")]}), ("another", {"body": b"slow down"}),
-    ("long", {"body": CAPACITY[:-1] + b"x" * 65536})])
+    ("long", {"body": CAPACITY[:-2] + b"x" * 65536 + b'"}'})])
 def test_another_429_is_passed_on(name, more):
     """002-R65, 002-R12"""
     sent, answer = run([Answer(status=429, **{"body": CAPACITY, **more}), Answer(**OK)],

@@ -74,6 +74,16 @@ def test_in_a_brown_out_failover_does_not_become_the_load():
     assert brown_out(5, 60, failing=2) == pytest.approx(2, abs=0.01)  # nor where there is room
 
 
+def test_the_budget_takes_the_same_room_however_long_a_worker_serves():
+    """002-R64"""
+    now = [0.0]
+    budget = RetryBudget(lambda: now[0])
+    for _ in range(1000):
+        now[0] += 0.5
+        budget.count_request()
+    assert len(budget._requests._counts) <= 100
+
+
 @given(strategies.lists(strategies.tuples(
     strategies.floats(0, 3), strategies.integers(0, 40), strategies.integers(0, 60)), max_size=40))
 def test_no_ten_seconds_have_more_attempts_beyond_the_first_than_that(steps):
