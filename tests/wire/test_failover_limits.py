@@ -62,7 +62,7 @@ def test_lost_connections_are_not_counted_and_a_variable_says_how_many_of_the_ot
 def test_a_503_that_stays_silent_does_not_keep_the_next_candidate_waiting(upstream, model):
     """002-R61"""
     silent, good = model(), model()
-    upstream.on(silent, lambda exchange: (exchange.head(503), stall(exchange)))
+    upstream.on(silent, lambda exchange: (exchange.head(503), exchange.until_closed(60)))
     with Router(upstream.url, **SHORT | {"UPSTREAM_IDLE_TIMEOUT_MS": "3600000"}) as router:
         assert router.chat(f"{silent},{good}").value("x-chutes-autopilot-selected") == good
 
@@ -184,13 +184,15 @@ def test_F27_a_capacity_429_is_the_next_candidates_turn_where_that_is_wanted(ups
         answer = router.chat(f"{first},{second}")
         assert (answer.status, answer.body) == (429, FULL)
         assert int(answer.value("Retry-After")) in range(1, 16)
+        upstream.on(second, complete(FULL, status=429, fields=[("Retry-After", "77")]))
+        assert router.chat(second).value("Retry-After") == "77"
         upstream.on(first, complete(b'{"detail":"Too many requests"}', status=429))
         assert router.chat(f"{first},{second}").body == b'{"detail":"Too many requests"}'
         # A model that was full has kept its client.
         upstream.on(first, complete(b"{}"))
         answer = router.chat(f"{second},{first}", headers=mine)
         assert answer.value("x-chutes-autopilot-selected") == first
-        assert router.metrics_at_rest()["failover_reason_total", "upstream_429_capacity"] == 3
+        assert router.metrics_at_rest()["failover_reason_total", "upstream_429_capacity"] == 4
 
 
 # -- what the client is told -----------------------------------------------------------------
