@@ -97,7 +97,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     metrics.show_zeros({failure.reason for failure in Failure},
                        {failure.kind for failure in Failure if failure.blame is Blame.EDGE}, CAUSES)
     tls = trusting(config.ca_bundle)
-    views = Views(clock, _show, config.aliases_file.aliases, pause)
+    views = Views(clock, _show, config.aliases_file.aliases, pause, time.time)
     dialer = Dialer(Names(clock))
     transport = build_transport(config, tls, dialer)
     files_allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -6,10 +6,11 @@ a row that does not match the schema is dropped and counted.
 Whatever a feed holds, the event loop must not stand still for long. The document is first split
 into its entries, which builds nothing; then the entries are decoded a few at a time.
 
-Source: specs/003 R2, R3, R9, R13.
+Source: specs/003 R2, R3, R9, R13, R61.
 """
 
 import collections
+import datetime
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,17 @@ class _Count(_Quantity):
         return int(number)
 
 
+class _Moment(fields.Field[float | None]):
+    """A moment in ISO 8601, in UTC where it names no zone, as seconds since 1970; else None."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> float | None:
+        try:
+            moment = datetime.datetime.fromisoformat(value)
+            return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
+        except (TypeError, ValueError):
+            return None
+
+
 class _UtilizationRowSchema(Schema):
     class Meta:
         unknown = marshmallow.EXCLUDE
@@ -68,6 +80,7 @@ class _UtilizationRowSchema(Schema):
     rate_limit_ratio_1h = _Quantity(allow_none=True)
     scalable = Flag(allow_none=True)
     scale_allowance = _Quantity(allow_none=True)
+    timestamp = _Moment(allow_none=True)
 
 
 class _Words(fields.Field[frozenset[str]]):

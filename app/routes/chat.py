@@ -18,7 +18,8 @@ from app.inflight import Admission, InFlight
 from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
 from app.routes.body import judge_announced, read_body, skip_body
-from app.routing.decision import Asked, Decision, Mode, decide, read_asked, refuse_unknown
+from app.routing.decision import (Asked, Caller, Decision, Mode, Rules, decide, read_asked,
+                                  refuse_unknown)
 from app.routing.error_body import MAX_BYTES
 from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
 from app.routing.event_stream import StreamTail, is_event_stream
@@ -121,8 +122,9 @@ class Completions:
         record.mode, pass_unknown = asked.mode, config.unknown_models == PASS_UNKNOWN
         refuse_unknown(view, asked, pass_unknown)
         sticky = self._sticky(environ, asked)
-        decision = decide(view, asked, self._needs(asked, field, between),
-                          sticky.choice.model if sticky else None, pass_unknown)
+        caller = Caller(sticky.client_key, sticky.choice.model, 0.0) if sticky else Caller()
+        decision = decide(view, asked, self._needs(asked, field, between), caller,
+                          Rules(pass_unknown))
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep

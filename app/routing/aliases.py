@@ -1,9 +1,8 @@
 """Names that stand for pools of models.
 
-Source: specs/002 R4, R50, specs/003 R22, R33.
+Source: specs/002 R4, R50, specs/003 R33.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -13,25 +12,30 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from app.routing.catalogue import Model
-from app.routing.needs import NO_NEEDS, Fit, Needs, fit
 from app.routing.ranking import Candidate, no_pause
 
 _ALL = ("*",)
 _NO_MODELS: Mapping[str, Model] = {}
-# Comparisons of a model with a tier, or with needs, between two pauses; they take about 1 ms.
+# Comparisons of a model with a tier between two pauses; they take about 1 ms.
 _PER_SLICE = 512
 
 
 class Pooled(msgspec.Struct, frozen=True, gc=False):
     """A chute that an alias may choose.
 
-    tier   number of its tier, from 0
-    model  what the models feed says of it; None while that has not been fetched
+    candidate  what the ranking knows of it
+    tier       number of its tier, from 0
+    model      what the models feed says of it; None while that has not been fetched
     """
 
-    name: str
+    candidate: Candidate
     tier: int
     model: Model | None
+
+    @property
+    def name(self) -> str:
+        """Return the model id."""
+        return self.candidate.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Pool:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """Return the model ids in the order to try them for a request without needs."""
+        """Return the model ids, tier by tier, in each tier the best ranked first."""
         return tuple(member.name for member in self.members)
 
     @functools.cached_property
@@ -51,27 +55,6 @@ class Pool:
         models = [member.model for member in self.members]
         declared = [model.context_length for model in models if model and model.context_length]
         return min(declared) if declared and len(declared) == len(models) else None
-
-    def ordered(self, needs: Needs, pause: Callable[[], None] = no_pause) -> tuple[str, ...]:
-        """Return the model ids in the order to try them for one request.
-
-        What does not fit comes last; then the tier counts; then what may fit comes after what
-        does; then the ranking counts.
-
-        pause  called after each slice of members to let others run
-        Cost   30 µs for 60 chutes, nothing without needs
-
-        Source: specs/003 R22.
-        """
-        if needs is NO_NEEDS:
-            return self.names
-        groups = collections.defaultdict[tuple[bool, int, bool], list[str]](list)
-        for number, member in enumerate(self.members, 1):
-            fits, _ = fit(needs, member.model)
-            groups[fits is Fit.NO, member.tier, fits is Fit.UNKNOWN].append(member.name)
-            if number % _PER_SLICE == 0:
-                pause()
-        return tuple(itertools.chain(*(groups[key] for key in sorted(groups))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +95,7 @@ class Alias:
             name, model = candidate.name, models.get(candidate.name)
             tier = self._tier(name) if self._admits(name, model) else None
             if tier is not None:
-                tiers[tier].append(Pooled(name, tier, model))
+                tiers[tier].append(Pooled(candidate, tier, model))
             if number % slice_size == 0:
                 pause()
         return Pool(tuple(itertools.chain(*tiers)))

@@ -1,6 +1,6 @@
 """What this host has seen of the models itself, which is newer than any feed.
 
-Source: specs/003 R22.
+Source: specs/003 R48, R60.
 """
 
 import dataclasses
@@ -15,10 +15,12 @@ class Conditions:
                    the request that makes it
     open_requests  model -> requests of this host that are open on it and began after the
                    utilization feed's own timestamp
+    feed_age_s     age of what the utilization feed says, seconds
     """
 
     cooling: Mapping[str, float] = dataclasses.field(default_factory=dict)
     open_requests: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    feed_age_s: float = 0.0
 
 
 QUIET = Conditions()

@@ -5,6 +5,7 @@ Source: specs/003 R4-R6.
 
 import dataclasses
 import enum
+import functools
 import operator
 from collections.abc import Callable, Iterable
 
@@ -22,6 +23,8 @@ _MAX_SCALE_ALLOWANCE = 8
 _SCALE_ALLOWANCE_WEIGHT = 0.05
 # A rate-limited request counts against a chute twice as much as a busy slot.
 _RATE_LIMIT_WEIGHT = 2.0
+# A chute is full above both. Source: specs/005 R15.
+_FULL_UTILIZATION, _FULL_RATE_LIMITED = 0.95, 0.05
 # Rows between two pauses; they take less than 2 ms.
 _ROWS_PER_SLICE = 256
 
@@ -30,6 +33,8 @@ class UtilizationRow(msgspec.Struct, frozen=True, gc=False):
     """One chute as the utilization feed describes it; None where the feed says nothing.
 
     Ratios are 0..1 as a rule, but not bounded: a chute can be over-committed. Counts are >= 0.
+
+    timestamp  when the feed says this was so, seconds since 1970
     """
 
     name: str
@@ -43,6 +48,7 @@ class UtilizationRow(msgspec.Struct, frozen=True, gc=False):
     rate_limit_ratio_1h: float | None = None
     scalable: bool | None = None
     scale_allowance: float | None = None
+    timestamp: float | None = None
 
 
 class ScoreParts(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -59,10 +65,16 @@ class ScoreParts(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A chute that an alias may choose."""
+    """A chute that an alias may choose.
+
+    instances  that run; at least 1
+    full       whether the feed says that it is busy and refuses requests
+    """
 
     name: str
     parts: ScoreParts
+    instances: int = 1
+    full: bool = False
 
 
 class Rejection(enum.StrEnum):
@@ -83,6 +95,11 @@ class Ranking:
 
     candidates: tuple[Candidate, ...] = ()
     rejected: dict[str, Rejection] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Candidate]:
+        """Return the candidates by name."""
+        return {candidate.name: candidate for candidate in self.candidates}
 
 
 def no_pause() -> None:
@@ -105,7 +122,8 @@ def rank(rows: Iterable[UtilizationRow], allowlist: frozenset[str],
     for number, row in enumerate(rows, 1):
         reason, parts = _rejection(row, allowlist), _parts(row)
         if reason is None:
-            eligible.append((_sort_key(row, parts.score), Candidate(row.name, parts)))
+            eligible.append((_sort_key(row, parts.score), Candidate(
+                row.name, parts, row.active_instance_count, _is_full(row))))
         else:
             rejected[row.name] = min(reason, rejected.get(row.name, reason))
         if number % _ROWS_PER_SLICE == 0:
@@ -149,6 +167,11 @@ def _parts(row: UtilizationRow) -> ScoreParts:
     return ScoreParts(free=active * (1 - utilization),
                       scalable=allowance * _SCALE_ALLOWANCE_WEIGHT,
                       rate_limited=active * rate_limited * _RATE_LIMIT_WEIGHT)
+
+
+def _is_full(row: UtilizationRow) -> bool:
+    return ((row.utilization_5m or 0.0) > _FULL_UTILIZATION
+            and (row.rate_limit_ratio_5m or 0.0) > _FULL_RATE_LIMITED)
 
 
 def _first(*values: float | None) -> float:

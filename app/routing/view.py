@@ -3,7 +3,7 @@
 A `View` never changes. Each refresh of a feed makes a new one, which replaces the last one whole.
 A request reads it once and keeps it to its end.
 
-Source: specs/003 R1, R8, R22, R34.
+Source: specs/003 R1, R8, R22, R34, R61.
 """
 
 import bisect
@@ -15,16 +15,28 @@ from typing import Any
 
 from app.routing.aliases import BUILT_IN, Alias, Pool
 from app.routing.catalogue import OTHER, Catalogue, Model
+from app.routing.choice import Lineup, line_up
 from app.routing.needs import NO_NEEDS, Fit, Needs, fit
-from app.routing.ranking import Ranking, UtilizationRow, no_pause, rank
+from app.routing.ranking import Candidate, Ranking, UtilizationRow, no_pause, rank
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Snapshot:
-    """A ranking, and when its utilization was fetched, in seconds on a monotonic clock."""
+    """A ranking, and when its utilization was fetched.
+
+    taken_at  seconds on a monotonic clock
+    told_at   the moment that the feed tells of by its own timestamp, on the same clock; None
+              without a timestamp
+    """
 
     ranking: Ranking
     taken_at: float
+    told_at: float | None = None
+
+    @property
+    def as_of(self) -> float:
+        """Return since when the figures may have changed, on the same clock."""
+        return self.taken_at if self.told_at is None else self.told_at
 
     def __repr__(self) -> str:
         return f"<Snapshot taken_at={self.taken_at:.1f} candidates={len(self.ranking.candidates)}>"
@@ -57,28 +69,27 @@ class View:
     def _pools(self) -> dict[str, Pool]:
         return {}
 
-    def candidates(self, alias: str, needs: Needs) -> tuple[str, ...]:
-        """Return the model ids that an alias may choose now, in the order to try them.
+    def lineup(self, alias: str, needs: Needs) -> Lineup:
+        """Return the models that an alias may choose now, as one kind of needs orders them.
 
-        Cost  Pool.ordered, once for each alias and each kind of needs; pauses
+        Cost  line_up, once for each alias and each kind of needs; pauses
         """
-        if needs is NO_NEEDS:
-            return self.pool(alias).names
         # Two contexts that the same models have make the same order.
-        kind = alias, needs.features, needs.inputs, self._context_step(needs.context)
-        if kind not in self._orders:
+        kind = (alias,) if needs is NO_NEEDS else (
+            alias, needs.features, needs.inputs, self._context_step(needs.context))
+        if kind not in self._lineups:
             # One makes it, and all who want it meanwhile wait.
-            with self._ordering:
-                if kind not in self._orders:
-                    self._orders[kind] = self.pool(alias).ordered(needs, self.pause)
-        return self._orders[kind]
+            with self._lining_up:
+                if kind not in self._lineups:
+                    self._lineups[kind] = line_up(self.pool(alias), needs, self.pause)
+        return self._lineups[kind]
 
     @functools.cached_property
-    def _orders(self) -> dict[tuple[Any, ...], tuple[str, ...]]:
+    def _lineups(self) -> dict[tuple[Any, ...], Lineup]:
         return {}
 
     @functools.cached_property
-    def _ordering(self) -> threading.Lock:
+    def _lining_up(self) -> threading.Lock:
         return threading.Lock()
 
     def _context_step(self, tokens: int) -> int:
@@ -94,6 +105,10 @@ class View:
         """Say whether a model declares what a request needs."""
         models = self.catalogue.models if self.catalogue is not None else {}
         return fit(needs, models.get(model))[0]
+
+    def candidate(self, model: str) -> Candidate | None:
+        """Return what the ranking knows of a model; None where it does not have it."""
+        return self.snapshot.ranking.by_name.get(model) if self.snapshot is not None else None
 
     def admits(self, model: str) -> bool:
         """Say whether a client may name this model; every one while there is no catalogue."""
@@ -112,21 +127,25 @@ class View:
 class Views:
     """Holds the current view of this worker, and makes the next.
 
-    clock      returns seconds, monotonic
-    on_change  told of each new view
-    aliases    by name
-    pause      called now and then while a large feed is worked on, to let others run
+    clock       returns seconds, monotonic
+    on_change   told of each new view
+    aliases     by name
+    pause       called now and then while a large feed is worked on, to let others run
+    wall_clock  returns seconds since 1970; None: timestamps in feeds are not looked at
     """
 
     def __init__(self, clock: Callable[[], float], on_change: Callable[[View], None],
                  aliases: Mapping[str, Alias] = BUILT_IN,
-                 pause: Callable[[], None] = no_pause) -> None:
+                 pause: Callable[[], None] = no_pause,
+                 wall_clock: Callable[[], float] | None = None) -> None:
         self._clock = clock
+        self._wall_clock = wall_clock
         self._on_change = on_change
         self._pause = pause
         self._catalogue: Catalogue | None = None
         self._rows: tuple[UtilizationRow, ...] = ()
         self._rows_taken_at: float | None = None
+        self._rows_told_at: float | None = None
         self._changes = 0
         self.current = View(aliases=aliases, pause=pause)
         on_change(self.current)
@@ -147,7 +166,15 @@ class Views:
         Cost   O(n log n) in the rows; pauses
         """
         self._rows, self._rows_taken_at = tuple(rows), self._clock() - age_s
+        self._rows_told_at = self._told_at(self._rows_taken_at)
         self._replace()
+
+    def _told_at(self, taken_at: float) -> float | None:
+        told = max((row.timestamp for row in self._rows if row.timestamp is not None), default=None)
+        if told is None or self._wall_clock is None:
+            return None
+        # A clock that is wrong must not make a feed younger than its fetch.
+        return min(self._clock() - (self._wall_clock() - told), taken_at)
 
     def _replace(self) -> None:
         """Make the view of what was taken last, also if that came during a pause."""
@@ -155,13 +182,14 @@ class Views:
         change = 0
         while change != self._changes:
             change, catalogue, taken_at = self._changes, self._catalogue, self._rows_taken_at
+            told_at = self._rows_told_at
             snapshot = None
             if taken_at is not None:
                 allowlist = catalogue.ids if catalogue is not None else frozenset[str]()
-                snapshot = Snapshot(rank(self._rows, allowlist, self._pause), taken_at)
+                snapshot = Snapshot(rank(self._rows, allowlist, self._pause), taken_at, told_at)
             view = dataclasses.replace(self.current, catalogue=catalogue, snapshot=snapshot)
             for alias in view.aliases:
                 # No request has to wait until its alias has a pool.
-                view.pool(alias)
+                view.lineup(alias, NO_NEEDS)
         self.current = view
         self._on_change(view)

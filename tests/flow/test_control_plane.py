@@ -125,6 +125,19 @@ def test_odd_but_good_rows_are_kept(odd):
     assert rows_of(utilization_row("odd") | odd) == (["odd"], 0)
 
 
+@pytest.mark.parametrize("timestamp, expected", [
+    ("2026-02-18T05:48:08.568123", 1771393688.568123), ("2026-02-18T05:48:08Z", 1771393688),
+    ("2026-02-18T07:48:08+02:00", 1771393688), ("2026-02-18 05:48:08", 1771393688),
+    ("0001-01-01T00:00:00+23:59", -62135683140), (None, None), ("", None), ("soon", None),
+    (1771393688, None), ([], None), ("9" * 5000, None)])
+def test_a_rows_timestamp_is_utc_where_it_names_no_zone_and_a_bad_one_costs_no_row(
+        timestamp, expected):
+    """003-R61"""
+    row = utilization_row("a") | {"timestamp": timestamp}
+    rows, dropped = parse_utilization(dumped([row]), pause)
+    assert (rows[0].timestamp, dropped) == (expected, 0)
+
+
 def test_rows_with_keys_missing():
     """003-R2, 003-R3"""
     assert rows_of({"name": "a", "active_instance_count": 1}, {"active_instance_count": 1},

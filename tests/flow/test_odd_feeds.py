@@ -24,6 +24,7 @@ from app.eventloop import pause
 from app.routing.aliases import BUILT_IN, Alias
 from app.routing.catalogue import Model
 from app.routing.listing import listing
+from app.routing.conditions import QUIET
 from app.routing.needs import Needs
 from app.routing.view import Views
 from tests.support.feeds import models_feed, utilization_row
@@ -118,9 +119,12 @@ def test_the_largest_feeds_are_read_ranked_and_used_in_slices(tmp_path, padding)
     assert [len(pool.members) for pool in pools] == [MAX_ENTRIES] * 2 + [MAX_ENTRIES - 904] * 2
     assert stopwatch.turns == turns
     for alias in ALIASES:
-        order = view.candidates(alias, Needs(frozenset({"tools"}), context=9000))
-        assert len(order) == len(view.pool(alias).members)
+        lineup = view.lineup(alias, Needs(frozenset({"tools"}), context=9000))
         stopwatch()
+        for client_key in (None, "key"):
+            order = lineup.order(QUIET, client_key)
+            assert len(order.names) == len(view.pool(alias).members)
+            stopwatch()
     assert len(listing(view, view.catalogue, stopwatch)) > MAX_ENTRIES * (padding + 40)
     stopwatch()
     assert stopwatch.longest_s < MOST_S

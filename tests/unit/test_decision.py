@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.errors import ApiError
 from app.routing.aliases import Alias
 from app.routing.catalogue import Catalogue, Model
-from app.routing.decision import Decision, Mode, Skipped, decide, read_asked
+from app.routing.decision import Caller, Decision, Mode, Rules, Skipped, decide, read_asked
 from app.routing.needs import NO_NEEDS
 from app.routing.ranking import Candidate, Ranking, ScoreParts
 from app.routing.view import Snapshot, View
@@ -25,7 +25,8 @@ VIEW = View(LISTED, ranked("b", "a"))
 
 
 def decided(model, choice=None, view=VIEW, most=8, pass_unknown=False):
-    return decide(view, read_asked(view, model, most), NO_NEEDS, choice, pass_unknown)
+    return decide(view, read_asked(view, model, most), NO_NEEDS, Caller("", choice, 0.0),
+                  Rules(pass_unknown))
 
 
 ITEMS = st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=","),

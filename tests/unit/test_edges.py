@@ -79,6 +79,19 @@ def test_the_libraries_debug_lines_stay_off_whatever_the_level(level, app, libra
     assert config["loggers"]["urllib3"]["level"] == "CRITICAL"
 
 
+@pytest.mark.parametrize("timestamps, told_at", [
+    ([900.0, 960.0, None], 60.0), ([None], None), ([2000.0], 97.0), ([-1e12], 100.0 - 1000 - 1e12)])
+def test_a_snapshot_tells_of_the_newest_timestamp_but_not_of_the_future(timestamps, told_at):
+    """003-R61"""
+    views = Views(lambda: 100.0, lambda _: None, wall_clock=lambda: 1000.0)
+    views.take_rows([UtilizationRow(f"{number}-TEE", 1, timestamp=timestamp)
+                     for number, timestamp in enumerate(timestamps)], age_s=3.0)
+    views.take_models([Model("0-TEE")])
+    snapshot = views.current.snapshot
+    assert snapshot.told_at == told_at
+    assert snapshot.as_of == (97.0 if told_at is None else told_at)
+
+
 def test_a_new_allowlist_ranks_the_old_rows_again_and_keeps_their_age():
     """003-R1, 003-R8"""
     now, told = [0.0], []

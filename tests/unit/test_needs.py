@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from app.routing.aliases import Alias
 from app.routing.catalogue import Catalogue, Model
-from app.routing.decision import decide, read_asked
+from app.routing.choice import line_up
+from app.routing.decision import Caller, decide, read_asked
 from app.routing.model_field import find_model
 from app.routing.needs import NO_NEEDS, Fit, Needs, fit
 from app.routing.needs_reader import read_needs
@@ -183,7 +184,7 @@ def test_what_fits_comes_before_what_does_not_then_tiers_then_the_unknown_then_t
         models, ranked, alias, needs):
     """003-R22"""
     view = view_of(models, ranked, alias)
-    order = view.candidates("alias", needs)
+    order = view.lineup("alias", needs).ranked.names
     members = {member.name: member for member in view.pool("alias").members}
     assert sorted(order) == sorted(members)
 
@@ -200,7 +201,7 @@ def test_two_contexts_that_need_the_same_models_share_an_order_and_others_do_not
     view = view_of(models, ranked)
     for context in (0, 4096, 4097, 8000, 8001, 100_000, 100_001):
         wanted = Needs(needs.features, needs.inputs, context)
-        assert view.candidates(AUTO, wanted) == view.pool(AUTO).ordered(wanted)
+        assert view.lineup(AUTO, wanted).ranked == line_up(view.pool(AUTO), wanted).ranked
 
 
 @given(MODELS, st.permutations(NAMES))
@@ -208,8 +209,7 @@ def test_without_needs_and_without_a_file_the_order_is_the_rankings(models, rank
     """003-R22, 002-R4"""
     view = view_of(models, ranked)
     for name in (AUTO, "chutesai-routing/AutoPilot"):
-        assert decide(view, read_asked(view, name, 8), NO_NEEDS, None,
-                      False).candidates == tuple(ranked)
+        assert decide(view, read_asked(view, name, 8), NO_NEEDS).candidates == tuple(ranked)
 
 
 @given(MODELS, st.permutations(NAMES), ALIASES, NEEDS, st.none() | st.sampled_from(NAMES))
@@ -219,7 +219,8 @@ def test_an_alias_never_chooses_what_its_filters_exclude(models, ranked, alias, 
     if not view.pool("alias").members:
         return
     for asked in ("alias", "alias,"):
-        for name in decide(view, read_asked(view, asked, 8), needs, sticky, False).candidates:
+        for name in decide(view, read_asked(view, asked, 8), needs,
+                           Caller("", sticky, 0.0)).candidates:
             model = models.get(name, Model(name))
             assert not alias.confidential or model.confidential
             assert (model.context_length or 0) >= alias.min_context
@@ -235,7 +236,7 @@ def test_a_sticky_choice_that_does_not_fit_is_kept_and_passed_over_if_another_ma
     image = Needs(inputs=frozenset(["image"]))
 
     def decided(asked, needs, choice):
-        found = decide(view, read_asked(view, asked, 8), needs, choice, False)
+        found = decide(view, read_asked(view, asked, 8), needs, Caller("", choice))
         return found.candidates, found.sticky, found.keep
     assert decided(AUTO, image, "a/One") == (("a/Two", "a/One"), "ignored", True)
     assert decided(AUTO, image, "a/Two") == (("a/Two", "a/One"), "hit", False)

@@ -110,3 +110,14 @@ def test_a_chute_that_no_alias_may_choose_is_named_with_the_reason():
     assert rank(rows, frozenset("ac")).rejected == {
         "a": Rejection.NO_INSTANCE, "b": Rejection.NOT_ALLOWLISTED,
         "[private chute]": Rejection.PRIVATE}
+
+
+@pytest.mark.parametrize("u5, r5, full", [
+    (0.951, 0.051, True), (0.95, 0.9, False), (1.2, 0.05, False), (None, 0.9, False),
+    (1.0, None, False)])
+def test_a_chute_is_full_that_is_busy_and_refuses_requests(u5, r5, full):
+    """005-R15: by the values of five minutes themselves, and nothing that stands in for them."""
+    row = UtilizationRow("a", 7, utilization_current=1.0, utilization_5m=u5,
+                         rate_limit_ratio_5m=r5, rate_limit_ratio_15m=0.9)
+    [candidate] = rank([row], frozenset("a")).candidates
+    assert (candidate.full, candidate.instances) == (full, 7)
