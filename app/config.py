@@ -108,6 +108,10 @@ class Config:
         "STICKY_URL", parse.optional(parse.redis_url), "",
         "redis://, rediss:// or unix:// of a store all replicas share; empty: this host's own",
         secret=True)
+    sticky_session_headers: tuple[str, ...] = _option(
+        "STICKY_SESSION_HEADERS", parse.header_names,
+        "x-session-id, x-session-affinity, x-litellm-session-id",
+        "headers that tell the conversations of one client apart; the first that is there counts")
     state_dir: str = _option(
         "STATE_DIR", parse.optional(parse.directory), "",
         "directory where the last good feeds survive a restart; empty: in memory only")
@@ -266,7 +270,8 @@ class Config:
         shown = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            text = " ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+            words = sorted(value) if isinstance(value, frozenset) else value
+            text = " ".join(words) if type(words) in (list, tuple) else str(value)
             # A URL may hold a password before its host, and a key in its query.
             secret = field.metadata["secret"] or re.search("[@?]", text)
             shown[field.metadata["name"]] = "****" if text and secret else text

@@ -196,6 +196,15 @@ def origins(text: str) -> frozenset[str]:
     return words
 
 
+def header_names(text: str) -> tuple[str, ...]:
+    """Parse names of header fields, separated by commas or spaces."""
+    words = tuple(text.lower().replace(",", " ").split())
+    # gunicorn drops fields that have an underscore in their name.
+    if not all(re.fullmatch(r"[!#$%&'*+.^`|~0-9a-z-]+", word) for word in words):
+        raise BadValue("names of header fields such as x-session-id, without underscores")
+    return words
+
+
 def base_url(text: str) -> str:
     """Check a URL that paths are appended to, and drop its trailing slashes."""
     if "?" in url(text) or "#" in text:

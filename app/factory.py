@@ -148,7 +148,8 @@ def build_stickiness(config: Config, tls: ssl.SSLContext, dialer: Dialer,
                      clock: Callable[[], float]) -> Stickiness:
     """Return what knows clients and keeps their choices."""
     trusted = config.trusted_proxy_cidrs if config.trust_proxy_headers else None
-    keys = ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted)
+    keys = ClientKeys(config.sticky_hash_secret or secrets.token_hex(), trusted,
+                      config.sticky_session_headers)
     return Stickiness(_sticky_store(config, tls, dialer, clock), keys)
 
 

@@ -121,7 +121,7 @@ class Completions:
         asked = read_asked(view, field.model, config.max_model_list_items)
         record.mode, pass_unknown = asked.mode, config.unknown_models == PASS_UNKNOWN
         refuse_unknown(view, asked, pass_unknown)
-        sticky = self._sticky(environ, asked)
+        sticky = self._sticky(environ, asked, field)
         caller = Caller(sticky.client_key, sticky.choice.model, 0.0) if sticky else Caller()
         decision = decide(view, asked, self._needs(asked, field, between), caller,
                           Rules(pass_unknown))
@@ -138,8 +138,11 @@ class Completions:
             committed.response.close()
             raise
 
-    def _sticky(self, environ: dict[str, Any], asked: Asked) -> ClientStickiness | None:
-        return None if asked.mode is Mode.DIRECT else self.stickiness.for_client(environ)
+    def _sticky(self, environ: dict[str, Any], asked: Asked,
+                field: ModelField) -> ClientStickiness | None:
+        if asked.mode is Mode.DIRECT:
+            return None
+        return self.stickiness.for_client(environ, field.prompt_cache_key)
 
     def _needs(self, asked: Asked, field: ModelField, between: Callable[[], None]) -> Needs:
         if not asked.needs_count or not self.config.alias_fit:

@@ -30,6 +30,7 @@ class Members(msgspec.Struct):
 
     model: msgspec.Raw = UNSET
     stream: msgspec.Raw = UNSET
+    prompt_cache_key: msgspec.Raw = UNSET
     messages: msgspec.Raw = UNSET
     prompt: msgspec.Raw = UNSET
     tools: msgspec.Raw = UNSET
@@ -42,6 +43,7 @@ class Members(msgspec.Struct):
 _members = msgspec.json.Decoder(Members)
 _anything = msgspec.json.Decoder(msgspec.Raw)
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_string = msgspec.json.Decoder(str)
 
 # Within valid JSON a match is a key unless a backslash stands before it: an unescaped quote
 # can only open or close a string, and this one is followed by "model" and, outside, a colon.
@@ -53,7 +55,7 @@ _SPELLED_KEY = re.compile(
     rb'[ \t\n\r]*:[ \t\n\r]*')
 _LETTER_ESCAPE = re.compile(rb"\\u006[45cCdDfF]")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_BACKSLASH = ord("\\")
+_BACKSLASH, _QUOTE = ord("\\"), ord('"')
 # To tell which of so many keys is the top-level one would hold the event loop for too long.
 _MOST_KEYS = 1000
 # Eight names of the length a header may have, escaped; a longer value names no model.
@@ -83,6 +85,13 @@ class ModelField:
     end: int
     stream: bool
     members: Members = dataclasses.field(repr=False)
+
+    @property
+    def prompt_cache_key(self) -> str:
+        """Return the body's `prompt_cache_key`; empty where that is no string."""
+        value = self.members.prompt_cache_key
+        is_string = value is not UNSET and memoryview(value)[0] == _QUOTE
+        return _string.decode(value) if is_string else ""
 
     def body_for(self, model: str) -> Pieces:
         """Return the body with `model` as the value; other bytes stay as they are, uncopied."""

@@ -59,11 +59,13 @@ class Stickiness:
     store: StickyStore
     client_keys: ClientKeys
 
-    def for_client(self, environ: Mapping[str, str]) -> ClientStickiness:
+    def for_client(self, environ: Mapping[str, str],
+                   prompt_cache_key: str = "") -> ClientStickiness:
         """Return the stickiness of one request.
 
-        environ  of the request; see ClientKeys.derive
-        Cost     one call of the store; may switch greenlets
+        environ           of the request, and
+        prompt_cache_key  of its body; see ClientKeys.derive
+        Cost              one call of the store; may switch greenlets
         """
-        client_key = self.client_keys.derive(environ)
+        client_key = self.client_keys.derive(environ, prompt_cache_key)
         return ClientStickiness(self.store, client_key, self.store.get(client_key))

@@ -77,6 +77,42 @@ def test_the_key_says_nothing_without_the_secret():
     assert key(long, token="Bearer abc") != key(ClientKeys("x" * 501, None), token="Bearer abc")
 
 
+SESSIONS = ClientKeys("secret", None, ("x-session-id", "X-Other"))
+
+
+def session_key(prompt_cache_key="", keys=SESSIONS, token="Bearer abc", **fields):
+    return keys.derive({"HTTP_AUTHORIZATION": token, **fields}, prompt_cache_key)
+
+
+def test_the_first_session_header_or_else_the_prompt_cache_key_tells_conversations_apart():
+    """005-R14"""
+    plain = session_key()
+    assert plain == key(WARY, token="Bearer abc") == session_key(HTTP_X_THREAD_ID="1")
+    # As replicas of earlier versions derive it.
+    assert plain == hashlib.blake2b(
+        b"token abc", key=hashlib.blake2b(b"secret").digest(), digest_size=16).hexdigest()
+    one = session_key(HTTP_X_SESSION_ID="one")
+    assert len({plain, one, session_key(HTTP_X_SESSION_ID="two"), session_key("three"),
+                session_key(HTTP_X_OTHER="four"), session_key(HTTP_X_SESSION_ID="One")}) == 6
+    assert one == session_key("any", HTTP_X_SESSION_ID="one", HTTP_X_OTHER="other")
+    assert session_key("a", HTTP_X_SESSION_ID="") == session_key("a")
+    assert session_key(HTTP_X_OTHER="four") == session_key("any", HTTP_X_OTHER="four")
+    assert session_key("a", ClientKeys("secret", None)) == session_key("a")
+    assert session_key(HTTP_X_SESSION_ID="one", token="Bearer abd") not in (plain, one)
+    assert session_key("b", token="Bearer a") != session_key("", token="Bearer ab")
+
+
+def test_of_what_names_a_conversation_512_bytes_count():
+    """005-R14"""
+    for kwargs in ({"prompt_cache_key": "{}"}, {"HTTP_X_SESSION_ID": "{}"}):
+        [(name, _)] = kwargs.items()
+        keys = {session_key(**{name: "x" * many}) for many in (510, 511, 512, 513, 600)}
+        assert len(keys) == 3
+    assert session_key("é" * 256) == session_key("é" * 256 + "x") != session_key("é" * 255)
+    # The last of these bytes may be half a character.
+    assert session_key("x" + "é" * 300) != session_key("y" + "é" * 300)
+
+
 def test_a_token_is_never_taken_for_an_address():
     """005-R1"""
     assert key(token="Bearer 192.0.2.7") != key(peer="192.0.2.7")

@@ -247,6 +247,19 @@ def test_the_addresses_are_the_services_and_the_probes(monkeypatch):
     assert load_config().addresses == ["0.0.0.0:8080", "0.0.0.0:8081"]
 
 
+def test_session_headers_keep_their_order(environment):
+    """005-R14"""
+    assert environment().sticky_session_headers == (
+        "x-session-id", "x-session-affinity", "x-litellm-session-id")
+    config = environment(STICKY_SESSION_HEADERS="X-Zed x-a,X-B")
+    assert config.sticky_session_headers == ("x-zed", "x-a", "x-b")
+    assert config.effective()["STICKY_SESSION_HEADERS"] == "x-zed x-a x-b"
+    assert environment(STICKY_SESSION_HEADERS="").sticky_session_headers == ()
+    for bad in ("x_session", "x-a: b", "é", "x-a;x-b"):
+        with pytest.raises(ConfigError, match="STICKY_SESSION_HEADERS: got .* without underscores"):
+            environment(STICKY_SESSION_HEADERS=bad)
+
+
 def test_allowed_origins_are_separated_by_commas_or_spaces(environment):
     """002-R24"""
     assert environment().cors_allow_origins == frozenset()

@@ -129,3 +129,15 @@ def test_a_body_of_a_mebibyte_is_searched_whatever_fills_it(filler):
     """002-R8"""
     body = b'{"x":' + filler + b',"model":"m","stream":true}'
     assert b"".join(find_model(body).body_for("n")) == body.replace(b'"m"', b'"n"')
+
+
+@pytest.mark.parametrize("member, expected", [
+    (b'"prompt_cache_key":"one"', "one"), (b'"prompt_cache_key" : "\\u00e9\\n\xc3\xa9"', "é\né"),
+    (b'"prompt_cache_key":"\\ud800"', "\u1800"), (b'"prompt_cache_key":""', ""),
+    (b'"prompt_cache_key":1', ""), (b'"prompt_cache_key":null', ""),
+    (b'"prompt_cache_key":["one"]', ""), (b'"prompt_cache_key":{"a":"one"}', ""),
+    (b'"x":{"prompt_cache_key":"one"}', ""), (b'"Prompt_cache_key":"one"', "")])
+def test_a_prompt_cache_key_is_a_string_at_the_top_level(member, expected):
+    """005-R14"""
+    for body in (b'{"model":"a",%s}', b'{%s , "model":"a"}'):
+        assert find_model(body % member).prompt_cache_key == expected

@@ -130,3 +130,36 @@ def test_without_a_token_the_address_counts_and_a_trusted_peer_may_name_it(
         assert picked(other) == ("c" if sticks else "a")
         same = router.chat("a,c", headers={"X-Forwarded-For": "192.0.2.1:4711"})
         assert picked(same) == "c"
+
+
+def test_conversations_that_share_a_token_each_keep_a_model_of_their_own(ranked):
+    """005-R14"""
+    with Router(ranked.url, UTILIZATION_REFRESH_MS="20") as router:
+        router.wait_until_fed()
+        shared = {"Authorization": "Bearer shared"}
+
+        def ask(key=None, **headers):
+            more = {} if key is None else {"prompt_cache_key": key}
+            return picked(router.chat(ALIAS, headers=shared | headers, **more))
+        assert {ask(), ask("one"), ask(X_Session_Id="two"), ask(**{"X-Session-Id": "three"}),
+                ask(**{"x-litellm-session-id": "four"})} == {"a"}
+        promote(router, ranked, "b")
+        # A name with an underscore is dropped by the server: those two are one conversation.
+        assert {ask(), ask("one"), ask(X_Session_Id="new"), ask(**{"X-SESSION-ID": "three"}),
+                ask("any", **{"x-litellm-session-id": "four"})} == {"a"}
+        assert {ask("two"), ask(**{"X-Session-Id": "one more"})} == {"b"}
+        assert ask("one", **{"X-Session-Id": "another"}) == "b"
+        assert ask(7) == "a"
+
+
+def test_the_headers_that_tell_conversations_apart_can_be_named(ranked):
+    """005-R14"""
+    with Router(ranked.url, UTILIZATION_REFRESH_MS="20",
+                STICKY_SESSION_HEADERS="x-thread") as router:
+        router.wait_until_fed()
+        shared = {"Authorization": "Bearer shared"}
+        assert picked(router.chat(ALIAS, headers=shared | {"X-Thread": "1"})) == "a"
+        assert picked(router.chat(ALIAS, headers=shared | {"X-Session-Id": "1"})) == "a"
+        promote(router, ranked, "b")
+        assert picked(router.chat(ALIAS, headers=shared | {"X-Session-Id": "2"})) == "a"
+        assert picked(router.chat(ALIAS, headers=shared | {"X-Thread": "2"})) == "b"
