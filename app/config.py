@@ -108,6 +108,9 @@ class Config:
         "STICKY_URL", parse.optional(parse.redis_url), "",
         "redis://, rediss:// or unix:// of a store all replicas share; empty: this host's own",
         secret=True)
+    sticky_return_secs: int = _option(
+        "STICKY_RETURN_SECS", parse.whole_number(0), "60",
+        "how long a list begins with the model that a failover has found, s; 0: not at all")
     sticky_session_headers: tuple[str, ...] = _option(
         "STICKY_SESSION_HEADERS", parse.header_names,
         "x-session-id, x-session-affinity, x-litellm-session-id",

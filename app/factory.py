@@ -158,7 +158,7 @@ def _sticky_store(config: Config, tls: ssl.SSLContext, dialer: Dialer,
     if not config.sticky_ttl_secs or not config.sticky_max_entries:
         return NoStickiness()
     shared = runtime_directory()
-    path = shared / "sticky.sqlite" if shared else pathlib.Path(":memory:")
+    path = shared / "choices.sqlite" if shared else pathlib.Path(":memory:")
     host_store = SqliteStickyStore(path, config.sticky_ttl_secs, config.sticky_max_entries, clock)
     if not config.sticky_url:
         return host_store

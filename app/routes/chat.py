@@ -4,6 +4,7 @@ Source: specs/002.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,6 +70,12 @@ class Completions:
     in_flight: InFlight
     clock: Callable[[], float] = time.monotonic
 
+    @functools.cached_property
+    def rules(self) -> Rules:
+        """How this router is set to decide."""
+        return Rules(self.config.unknown_models == PASS_UNKNOWN,
+                     list_return_s=self.config.sticky_return_secs)
+
     def blueprint(self) -> Blueprint:
         """Return the blueprint of both routes."""
         blueprint = Blueprint("chat", on_health_address=False)
@@ -119,12 +126,11 @@ class Completions:
         view, field = self.views.current, find_model(body, between)
         record.label, record.asked = view.label, view.label(field.model)
         asked = read_asked(view, field.model, config.max_model_list_items)
-        record.mode, pass_unknown = asked.mode, config.unknown_models == PASS_UNKNOWN
-        refuse_unknown(view, asked, pass_unknown)
+        record.mode = asked.mode
+        refuse_unknown(view, asked, self.rules.pass_unknown)
         sticky = self._sticky(environ, asked, field)
-        caller = Caller(sticky.client_key, sticky.choice.model, 0.0) if sticky else Caller()
-        decision = decide(view, asked, self._needs(asked, field, between), caller,
-                          Rules(pass_unknown))
+        caller = sticky.caller(self.clock()) if sticky else Caller()
+        decision = decide(view, asked, self._needs(asked, field, between), caller, self.rules)
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
@@ -142,7 +148,8 @@ class Completions:
                 field: ModelField) -> ClientStickiness | None:
         if asked.mode is Mode.DIRECT:
             return None
-        return self.stickiness.for_client(environ, field.prompt_cache_key)
+        return self.stickiness.for_client(environ, field.prompt_cache_key,
+                                          in_list=asked.mode is Mode.LIST)
 
     def _needs(self, asked: Asked, field: ModelField, between: Callable[[], None]) -> Needs:
         if not asked.needs_count or not self.config.alias_fit:

@@ -85,7 +85,7 @@ class Order(NamedTuple):
     passed_over: tuple[str, ...] = ()
 
 
-# Standings of one group, best ranked first, with their weights in a fresh feed. Without weights they
+# Standings of one group, best ranked first, and their weights in a fresh feed. Without weights they
 # keep their order.
 _Group = tuple[tuple[Standing, ...], tuple[float, ...]]
 

@@ -6,11 +6,17 @@ written. All calls for one request share one deadline. Connections are opened be
 takes every write too, so it can answer whenever Redis does not answer or has no entry. Redis then
 learns the choice from the next success.
 
-Source: specs/005 R9, R10.
+The value of an entry is the model. Where a list's failover made the choice, a line follows with the
+seconds since 1970 of that moment. An earlier version takes such a value for a model that is no
+candidate, and writes the next success over it.
+
+Source: specs/005 R9, R10, R17.
 """
 
+import contextlib
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +48,9 @@ _CLUSTER_ERRORS = (redis.exceptions.MovedError, redis.exceptions.AskError,
                    redis.exceptions.ClusterDownError)
 _PREFIX = "chutes-autopilot:sticky:"
 # Deletes an entry only if it still names the model that failed.
-_DISCARD = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+_DISCARD = ("local value = redis.call('GET', KEYS[1]); "
+            "if value and string.match(value, '^[^\\n]*') == ARGV[1] "
+            "then redis.call('DEL', KEYS[1]) end")
 # What GETEX does, for a Redis before 6.2.
 _READ = ("local model = redis.call('GET', KEYS[1]); "
          "if model then redis.call('EXPIRE', KEYS[1], ARGV[1]) end; return model")
@@ -61,10 +69,13 @@ class RedisStickyStore:
     ttl_s       life of an entry since its last use, whole seconds
     host_store  takes every write too
     clock       returns seconds, monotonic
+    wall_clock  returns seconds since 1970
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext, dialer: Dialer, ttl_s: int,
-                 host_store: StickyStore, clock: Callable[[], float]) -> None:
+                 host_store: StickyStore, clock: Callable[[], float],
+                 wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
         self._ttl_s = ttl_s
         self._host_store = host_store
         self._clock = clock
@@ -85,19 +96,37 @@ class RedisStickyStore:
     def get(self, client_key: str) -> StickyChoice:
         """Look up a client's model. Cost: one round trip, at most DEADLINE_S."""
         choice = StickyChoice()
-        worked, model = self._ask(choice, "read", self._read, _PREFIX + client_key)
-        if worked and isinstance(model, str):
-            choice.model, choice.renewed = model, True
+        worked, value = self._ask(choice, "read", self._read, _PREFIX + client_key)
+        if worked and isinstance(value, str):
+            choice.model, _, moved = value.partition("\n")
+            choice.renewed, choice.moved_at = True, self._moved_at(moved)
         else:
-            choice.model = self._host_store.get(client_key).model
+            kept = self._host_store.get(client_key)
+            choice.model, choice.moved_at = kept.model, kept.moved_at
         return choice
 
-    def put(self, client_key: str, model: str, choice: StickyChoice) -> None:
+    def put(self, client_key: str, model: str, choice: StickyChoice,
+            by_list: bool = False) -> None:
         """Keep `model` for the client; its life starts anew."""
-        self._host_store.put(client_key, model, choice)
-        if choice.renewed and choice.model == model:
+        self._host_store.put(client_key, model, choice, by_list)
+        if choice.renewed and choice.model == model and not by_list:
             return
-        self._ask(choice, "write", _call, "SET", _PREFIX + client_key, model, "EX", self._ttl_s)
+        moved_at = choice.moved_at if choice.model == model else None
+        if by_list:
+            moved_at = self._clock()
+        value = model
+        if moved_at is not None:
+            value += f"\n{self._wall_clock() - (self._clock() - moved_at):.3f}"
+        self._ask(choice, "write", _call, "SET", _PREFIX + client_key, value, "EX", self._ttl_s)
+
+    def _moved_at(self, text: str) -> float | None:
+        """Return a moment on this host's monotonic clock; None where it cannot be read.
+
+        The other replica's wall clock may be ahead: what it says of the future is now.
+        """
+        with contextlib.suppress(ValueError):
+            return self._clock() - max(self._wall_clock() - float(text), 0.0)
+        return None
 
     def discard(self, client_key: str, choice: StickyChoice) -> None:
         """Forget the client's entry if it still names `choice.model`."""

@@ -1,6 +1,6 @@
 """Stickiness in one request: the client's choice, and what each attempt does to it.
 
-Source: specs/005 R3-R5.
+Source: specs/005 R3-R5, R16.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from app.metrics import count, sticky_total
 from app.routing.client_key import ClientKeys
+from app.routing.decision import Caller
 from app.routing.outcomes import Attempt, Blame
 from app.sticky.store import StickyChoice, StickyStore
 
@@ -19,28 +20,43 @@ class ClientStickiness:
     store       keeps the choice
     client_key  of the client
     choice      what the store said of the client before the first attempt
+    in_list     whether the request is in list mode
     moved       whether a failure of the chosen model moved the client off it
+    failed      whether an attempt has failed
     kept        the choice is not for this request, and a success of another model leaves it
     """
 
     store: StickyStore
     client_key: str
     choice: StickyChoice
+    in_list: bool = False
     moved: bool = False
+    failed: bool = False
     kept: bool = False
+
+    def caller(self, now: float) -> Caller:
+        """Return what the decision may know of the client.
+
+        now  on the store's clock, seconds
+        """
+        moved_at = self.choice.moved_at
+        return Caller(self.client_key, self.choice.model,
+                      None if moved_at is None else now - moved_at)
 
     def attempted(self, attempt: Attempt) -> None:
         """Forget the chosen model if it failed; keep a model that answered with a 2xx.
 
         Cost  one call of the store, or none; may switch greenlets
 
-        Source: specs/005 R4, R5.
+        Source: specs/005 R4, R5, R16.
         """
         if attempt.failure is not None:
+            self.failed = True
             if attempt.model == self.choice.model:
                 self._chosen_failed(attempt.blame)
         elif not self.kept and attempt.is_success:
-            self.store.put(self.client_key, attempt.model, self.choice)
+            self.store.put(self.client_key, attempt.model, self.choice,
+                           by_list=self.in_list and self.failed)
 
     def _chosen_failed(self, blame: Blame) -> None:
         if blame in (Blame.EDGE, Blame.SOFTLY):
@@ -59,13 +75,14 @@ class Stickiness:
     store: StickyStore
     client_keys: ClientKeys
 
-    def for_client(self, environ: Mapping[str, str],
-                   prompt_cache_key: str = "") -> ClientStickiness:
+    def for_client(self, environ: Mapping[str, str], prompt_cache_key: str = "",
+                   in_list: bool = False) -> ClientStickiness:
         """Return the stickiness of one request.
 
         environ           of the request, and
         prompt_cache_key  of its body; see ClientKeys.derive
+        in_list           whether it is in list mode
         Cost              one call of the store; may switch greenlets
         """
         client_key = self.client_keys.derive(environ, prompt_cache_key)
-        return ClientStickiness(self.store, client_key, self.store.get(client_key))
+        return ClientStickiness(self.store, client_key, self.store.get(client_key), in_list)

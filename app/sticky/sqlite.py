@@ -5,7 +5,7 @@ in no cache (`tests/bench/sticky.py`). A trigger counts the entries to hold thei
 counting rows would take time that grows with them. Times are on the host's monotonic clock, which
 all its processes share.
 
-Source: specs/005 R4-R8.
+Source: specs/005 R4-R8, R17.
 """
 
 import functools
@@ -21,7 +21,8 @@ _UNWRITTEN_SHARE = 0.001
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sticky (
-    client TEXT PRIMARY KEY, model TEXT NOT NULL, used_at REAL NOT NULL) WITHOUT ROWID;
+    client TEXT PRIMARY KEY, model TEXT NOT NULL, used_at REAL NOT NULL, moved_at REAL)
+    WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_age ON sticky (used_at);
 CREATE TABLE IF NOT EXISTS size (entries INTEGER NOT NULL);
 INSERT INTO size SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM size);
@@ -34,11 +35,13 @@ CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON sticky BEGIN
         AND (SELECT entries FROM size) > {max_entries};
 END;
 """
-_GET = "SELECT model FROM sticky WHERE client = ? AND used_at > ?"
+_GET = "SELECT model, moved_at FROM sticky WHERE client = ? AND used_at > ?"
 _PUT = """
-INSERT INTO sticky (client, model, used_at) VALUES (?, ?, ?)
-ON CONFLICT (client) DO UPDATE SET model = excluded.model, used_at = excluded.used_at
-WHERE model <> excluded.model OR used_at < excluded.used_at - ?
+INSERT INTO sticky (client, model, used_at, moved_at) VALUES (?, ?, ?, ?)
+ON CONFLICT (client) DO UPDATE SET model = excluded.model, used_at = excluded.used_at,
+    moved_at = CASE model WHEN excluded.model THEN coalesce(excluded.moved_at, moved_at)
+                          ELSE excluded.moved_at END
+WHERE model <> excluded.model OR used_at < excluded.used_at - ? OR excluded.moved_at IS NOT NULL
 """
 _DISCARD = "DELETE FROM sticky WHERE client = ? AND model = ?"
 
@@ -66,12 +69,15 @@ class SqliteStickyStore:
     def get(self, client_key: str) -> StickyChoice:
         """Look up a client's model."""
         rows = self._database.read(_GET, client_key, self._clock() - self._ttl_s)
-        return StickyChoice(rows[0][0] if rows else None)
+        model, moved_at = rows[0] if rows else (None, None)
+        return StickyChoice(model, moved_at=moved_at)
 
-    def put(self, client_key: str, model: str, choice: StickyChoice) -> None:
+    def put(self, client_key: str, model: str, choice: StickyChoice,
+            by_list: bool = False) -> None:
         """Keep `model` for the client; its life starts anew."""
-        self._database.write(
-            _PUT, client_key, model, self._clock(), self._ttl_s * _UNWRITTEN_SHARE)
+        now = self._clock()
+        self._database.write(_PUT, client_key, model, now, now if by_list else None,
+                             self._ttl_s * _UNWRITTEN_SHARE)
 
     def discard(self, client_key: str, choice: StickyChoice) -> None:
         """Forget the client's entry if it still names `choice.model`."""

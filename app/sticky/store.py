@@ -3,7 +3,7 @@
 An entry says which model last answered a client; its key is the client key. A store may do I/O and
 may switch greenlets. It never raises: a failing store costs stickiness, not a request.
 
-Source: specs/005 R4-R7.
+Source: specs/005 R4-R7, R17.
 """
 
 import dataclasses
@@ -14,14 +14,16 @@ from typing import Protocol
 class StickyChoice:
     """What a store said of a client; the same request hands it back to the store.
 
-    model    the client's model, or None without a live entry
-    renewed  reading the entry has renewed its life, so an unchanged choice need not be written
-    spent_s  time the store has taken of this request so far, seconds
+    model     the client's model, or None without a live entry
+    renewed   reading the entry has renewed its life, so an unchanged choice need not be written
+    spent_s   time the store has taken of this request so far, seconds
+    moved_at  when a list's failover made the choice, on the store's clock; None: none did
     """
 
     model: str | None = None
     renewed: bool = False
     spent_s: float = 0.0
+    moved_at: float | None = None
 
 
 class StickyStore(Protocol):
@@ -30,8 +32,13 @@ class StickyStore(Protocol):
     def get(self, client_key: str) -> StickyChoice:
         """Look up a client's model."""
 
-    def put(self, client_key: str, model: str, choice: StickyChoice) -> None:
-        """Keep `model` for the client, whose choice was `choice`; its life starts anew."""
+    def put(self, client_key: str, model: str, choice: StickyChoice,
+            by_list: bool = False) -> None:
+        """Keep `model` for the client, whose choice was `choice`; its life starts anew.
+
+        by_list  whether a list's failover has made it, now; else the same model keeps the time at
+                 which one did
+        """
 
     def discard(self, client_key: str, choice: StickyChoice) -> None:
         """Forget the client's entry if it still names `choice.model`.
@@ -50,7 +57,8 @@ class NoStickiness:
         """Return no choice."""
         return StickyChoice()
 
-    def put(self, client_key: str, model: str, choice: StickyChoice) -> None:
+    def put(self, client_key: str, model: str, choice: StickyChoice,
+            by_list: bool = False) -> None:
         """Do nothing."""
 
     def discard(self, client_key: str, choice: StickyChoice) -> None:

@@ -57,7 +57,7 @@ class Redis:
         if name == "SET":
             self.entries[words[0]] = words[1]
         elif name == "discard":
-            if self.entries.get(words[2]) == words[3]:
+            if self.entries.get(words[2], "").partition("\n")[0] == words[3]:
                 del self.entries[words[2]]
         else:
             return self.entries.get(words[0] if name == "GETEX" else words[2])
@@ -112,6 +112,57 @@ def test_the_hosts_own_store_is_kept_up_to_date_and_its_entries_in_use_do_not_ex
     for _ in range(10):
         assert used(store, "a") == "a"
         library.now += 30
+
+
+@pytest.fixture
+def replicas(library, store_for):
+    """Two replicas whose monotonic clocks began at other times; the wall clock is at 5,000 s."""
+    one, two = store_for(), store_for()
+    for store, ahead in ((one, 0.0), (two, 70.0)):
+        store._clock = lambda ahead=ahead: library.now + ahead
+        store._wall_clock = lambda: library.now + 4900.0
+    return one, two
+
+
+def test_replicas_know_when_a_lists_failover_made_a_choice(replicas, library):
+    """005-R17"""
+    (one, two), library.takes_s = replicas, 0.0
+    one.put("client", "b", one.get("client"), by_list=True)
+    assert library.entries["chutes-autopilot:sticky:client"] == "b\n5000.000"
+    library.now += 30
+    assert (two.get("client").model, two.get("client").moved_at) == ("b", 170.0)
+    used(two, "b")
+    assert one.get("client").moved_at == 100.0
+    # A failover that ends at the model again makes the choice anew; another success clears it.
+    one.put("client", "b", one.get("client"), by_list=True)
+    assert two.get("client").moved_at == 200.0
+    used(two, "a")
+    assert (one.get("client").model, one.get("client").moved_at) == ("a", None)
+    assert library.entries["chutes-autopilot:sticky:client"] == "a"
+
+
+def test_a_choice_of_a_list_survives_while_redis_is_away(replicas, library):
+    """005-R17, 005-R9"""
+    (one, two), library.takes_s = replicas, 0.0
+    library.errors = {None: redis.ConnectionError()}
+    one.put("client", "b", one.get("client"), by_list=True)
+    library.now += 20
+    assert one.get("client").moved_at == 100.0
+    # It is asked again after a pause.
+    library.errors, library.now = {}, library.now + 2
+    used(one, "b")
+    assert two.get("client").moved_at == 170.0
+
+
+@pytest.mark.parametrize("value, model, moved_at", [
+    ("b", "b", None), ("b\n", "b", None), ("b\nsoon", "b", None), ("b\n4990.5", "b", 90.5),
+    ("b\n9999", "b", 100.0)])
+def test_what_other_versions_and_clocks_wrote_is_read(replicas, library, value, model, moved_at):
+    """005-R17"""
+    (one, _), library.takes_s = replicas, 0.0
+    library.entries["chutes-autopilot:sticky:client"] = value
+    choice = one.get("client")
+    assert (choice.model, choice.moved_at) == (model, moved_at)
 
 
 def test_an_unchanged_choice_is_one_call(store_for, library):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from app.routing.client_key import ClientKeys
+from app.routing.decision import Caller
 from app.routing.outcomes import Attempt, Blame, Failure
 from app.sticky.session import Stickiness
 from app.sticky.store import StickyChoice
@@ -21,8 +22,8 @@ class Store:
         self.calls.append(("get", client_key))
         return self.choice
 
-    def put(self, client_key, model, choice):
-        self.calls.append(("put", client_key, model))
+    def put(self, client_key, model, choice, by_list=False):
+        self.calls.append(("put", client_key, model) + ("by a list",) * by_list)
         assert choice is self.choice
 
     def discard(self, client_key, choice):
@@ -73,3 +74,24 @@ def test_attempts_change_the_choice_only_by_a_success_and_by_the_chosen_models_f
     assert store.calls == [("get", key)] + [(call, key, model) for call, model in calls]
     assert (stickiness.client_key, stickiness.choice) == (key, store.choice)
     assert stickiness.moved is moved
+
+
+@pytest.mark.parametrize("in_list, attempts, call", [
+    (True, [ended("a", status=200)], ("put", "a")),
+    (True, [FAILED_A, ended("b", status=200)], ("put", "b", "by a list")),
+    (False, [FAILED_A, ended("b", status=200)], ("put", "b"))])
+def test_only_a_success_after_a_failure_in_list_mode_is_a_lists_failover(in_list, attempts, call):
+    """005-R16"""
+    store = Store(StickyChoice(None))
+    stickiness = Stickiness(store, ClientKeys("secret", None)).for_client({}, in_list=in_list)
+    for attempt in attempts:
+        stickiness.attempted(attempt)
+    assert store.calls[1:] == [(call[0], stickiness.client_key, *call[1:])]
+
+
+def test_a_decision_is_told_how_long_ago_a_list_made_the_choice():
+    """005-R16"""
+    for moved_at, moved_ago_s in ((None, None), (5.0, 2.5)):
+        store = Store(StickyChoice("a", moved_at=moved_at))
+        stickiness = Stickiness(store, ClientKeys("secret", None)).for_client({})
+        assert stickiness.caller(7.5) == Caller(stickiness.client_key, "a", moved_ago_s)

@@ -20,29 +20,32 @@ CLIENTS, MODELS = st.sampled_from("uvwxyz"), st.sampled_from("ab")
 
 
 class StickyTable(RuleBasedStateMachine):
-    """005-R4, 005-R5, 005-R6: what is kept, for how long, and what goes first."""
+    """005-R4, 005-R5, 005-R6, 005-R17: what is kept, for how long, and what goes first."""
 
     def __init__(self):
         super().__init__()
         self.now = 0.0
         self.store = SqliteStickyStore(MEMORY, TTL_S, BOUND, lambda: self.now)
-        self.model = {}  # client -> (model, last use), least recently used first
+        # client -> (model, last use, when a list made it), least recently used first
+        self.model = {}
 
-    @rule(client=CLIENTS, model=MODELS)
-    def put(self, client, model):
+    @rule(client=CLIENTS, model=MODELS, by_list=st.booleans())
+    def put(self, client, model, by_list):
         self.now += 0.25  # two uses are never at the same time
-        self.store.put(client, model, self.store.get(client))
-        self.model.pop(client, None)
-        self.model[client] = (model, self.now)
+        self.store.put(client, model, self.store.get(client), by_list)
+        before, _, moved_at = self.model.pop(client, (None, None, None))
+        if by_list or before != model:
+            moved_at = self.now if by_list else None
+        self.model[client] = (model, self.now, moved_at)
         while len(self.model) > BOUND:
             del self.model[next(iter(self.model))]
 
     @rule(client=CLIENTS)
     def get(self, client):
-        kept, used_at = self.model.get(client, (None, 0.0))
-        if kept is not None and self.now - used_at >= TTL_S:
-            kept = self.model.pop(client) and None
-        assert self.store.get(client).model == kept
+        kept, used_at, moved_at = self.model.get(client, (None, 0.0, None))
+        if kept is None or self.now - used_at >= TTL_S:
+            kept = moved_at = None
+        assert self.store.get(client) == StickyChoice(kept, moved_at=moved_at)
 
     @rule(client=CLIENTS, model=MODELS)
     def discard(self, client, model):
@@ -77,6 +80,19 @@ def test_an_entry_lives_from_its_last_use():
     assert store.get("client").model == "m"
     now[0] = 19.0
     assert store.get("client").model is None
+    store.close()
+
+
+def test_the_time_at_which_a_list_made_a_choice_stays_until_another_choice_is_made():
+    """005-R17"""
+    now = [0.0]
+    store = SqliteStickyStore(MEMORY, 10.0, 5, lambda: now[0])
+    for at, model, by_list, moved_at in (
+            (1.0, "m", False, None), (1.001, "m", True, 1.001), (2.0, "m", False, 1.001),
+            (2.001, "m", True, 2.001), (3.0, "n", False, None), (4.0, "m", True, 4.0)):
+        now[0] = at
+        store.put("client", model, NOTHING, by_list)
+        assert store.get("client") == StickyChoice(model, moved_at=moved_at)
     store.close()
 
 

@@ -112,7 +112,7 @@ def test_what_became_of_sticky_choices_is_counted(metered):
     """001-R13, 005-R3, 005-R5"""
     router, upstream = metered
     before = router.metrics_at_rest()
-    for number, model in enumerate(("a:1,b:1", "a:1,b:1", "a:2,b:2", "b:1,a:2")):
+    for number, model in enumerate(("a:1,b:1", "a:1,b:1", "a:2,b:2", "a:2,b:1")):
         if number == 3:
             upstream.on("a:2", unavailable)
         router.chat(model, headers={"Authorization": "Bearer sticky-and-counted",
@@ -251,7 +251,7 @@ def test_a_normal_stop_leaves_no_files_behind():
     """001-R13, 005-R8"""
     with Upstream() as upstream, Router(upstream.url) as router:
         directory = router.runtime_directory()
-        assert {"metrics", "sticky.sqlite"} <= {path.name for path in directory.iterdir()}
+        assert {"metrics", "choices.sqlite"} <= {path.name for path in directory.iterdir()}
         router.stop()
         assert not directory.exists()
 

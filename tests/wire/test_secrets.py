@@ -140,7 +140,7 @@ def test_no_error_made_here_has_any_of_it(planted):
 
 def test_no_digest_that_stands_for_a_client_is_written(planted):
     """007-R11, 001-R7"""
-    with sqlite3.connect(planted.router.runtime_directory() / "sticky.sqlite") as database:
+    with sqlite3.connect(planted.router.runtime_directory() / "choices.sqlite") as database:
         keys = [key for key, in database.execute("SELECT client FROM sticky")]
     database.close()
     assert len(keys) == 2

@@ -196,7 +196,7 @@ def test_a_directory_that_is_removed_is_made_anew_and_said_once(serving):
     one = {"Authorization": "Bearer one"}
     alias = [serving.chat("chutesai/AutoPilot", headers=one).value("x-chutes-autopilot-selected")
              for _ in range(20)]
-    assert len(set(alias)) == 1 and (directory / "sticky.sqlite").exists()
+    assert len(set(alias)) == 1 and (directory / "choices.sqlite").exists()
     assert serving.stop() == 0 and not directory.exists()
 
 

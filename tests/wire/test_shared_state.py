@@ -106,7 +106,7 @@ def test_a_worker_that_starts_late_knows_the_choices_and_the_picture(upstream):
         router.wait_for_lines(lambda line: line["message"] == "worker ready", 2)
         router.wait_for_lines(lambda line: line["message"] == "feed refreshed", 4)
         assert router.get("/readyz").status == 200
-        assert picked(router.chat("a,c", headers=who)) == "c"
+        assert picked(router.chat(ALIAS, headers=who)) == "c"
 
 
 def test_killed_in_the_middle_of_writing_everything_still_opens(upstream, tmp_path):
@@ -137,7 +137,7 @@ def test_killed_in_the_middle_of_writing_everything_still_opens(upstream, tmp_pa
         for thread in threads:
             thread.join()
         router.process.wait()
-    with contextlib.closing(sqlite3.connect(f"{directory}/sticky.sqlite")) as connection:
+    with contextlib.closing(sqlite3.connect(f"{directory}/choices.sqlite")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("SELECT count(*) FROM sticky").fetchone()[0] >= 4
     upstream.feed_status = 500
@@ -163,7 +163,7 @@ def test_a_reload_keeps_the_choices_and_another_router_leaves_them_alone(upstrea
         router.process.send_signal(signal.SIGHUP)
         router.wait_for_lines(lambda line: line["message"] == "worker ready", 2)
         router.wait_for_lines(lambda line: "Worker exiting" in line["message"])
-        assert picked(router.chat("a,c", headers=who)) == "c"
+        assert picked(router.chat(ALIAS, headers=who)) == "c"
         assert router.runtime_directory() == directory
     assert not directory.exists()
 
@@ -214,6 +214,26 @@ def test_two_replicas_on_one_redis_agree(upstream):
             moved = picked(one.chat(ALIAS, headers=who))
             upstream.on(model, complete(b"{}"))
             assert moved != model and set(picks([one, two], who, 40)) == {moved}
+
+
+def test_replicas_agree_on_what_a_lists_failover_has_found(upstream):
+    """005-R17, 005-R16"""
+    who = {"Authorization": "Bearer one-token"}
+    with RedisServer() as redis:
+        settings = {"STICKY_URL": redis.url, **SHARED}
+        with Router(upstream.url, **settings) as one, Router(upstream.url, **settings) as two:
+            one.wait_until_fed()
+            two.wait_until_fed()
+            assert set(picks([one, two], who, 4, "c,a")) == {"c"}
+            upstream.on("c", unavailable)
+            assert picked(one.chat("c,a", headers=who)) == "a"
+            upstream.on("c", complete(b"{}"))
+            assert set(picks([one, two], who, 8, "c,a")) == {"a"}
+            # What a replica of an earlier version writes was made by no list.
+            key = redis.command("KEYS", "*").decode().splitlines()[2]
+            redis.command("SET", key, "a")
+            assert set(picks([one, two], who, 2)) == {"a"}
+            assert set(picks([one, two], who, 4, "c,a")) == {"c"}
 
 
 def hurried(router, count, who=None):
@@ -293,7 +313,7 @@ def test_redis_that_comes_back_is_asked_again(upstream):
             assert set(picks([router], who, 10, "c,a")) == {"c"}
             with RedisServer(redis.port) as again:
                 for _ in range(2000):
-                    assert picked(router.chat("a,c", headers=who)) == "c"
+                    assert picked(router.chat(ALIAS, headers=who)) == "c"
                     if router.lines[-1]["message"] == "sticky store" or any(
                             line["message"] == "sticky store" and not line["failing"]
                             for line in router.lines):

@@ -1,9 +1,11 @@
 """A client's choice stays until it fails."""
 
+import time
+
 import pytest
 
 from tests.support.feeds import models_feed, utilization_row
-from tests.support.router import Router
+from tests.support.router import Router, until
 from tests.support.upstream import Upstream, complete, reset_at_once, unavailable
 
 ALIAS = "chutesai/AutoPilot"
@@ -42,7 +44,8 @@ def test_a_client_keeps_its_model_while_the_ranking_changes(ranked):
         promote(router, ranked, "b")
         assert picked(router.chat(ALIAS, headers=mine)) == "a"
         assert picked(router.chat(ALIAS, headers={"Authorization": "Bearer new"})) == "b"
-        assert picked(router.chat("c,a,b", headers=mine)) == "a"
+        # A list's order is the client's own, whatever an alias has chosen.
+        assert picked(router.chat("c,a,b", headers=mine)) == "c"
 
 
 def test_a_failure_moves_the_client_off_its_model(ranked):
@@ -91,7 +94,7 @@ def test_a_choice_that_is_no_candidate_is_ignored_and_kept(ranked):
         assert picked(router.chat("c,a", headers=mine)) == "c"
         ranked.on("b", complete(b"no", status=429))
         assert router.chat("b,a", headers=mine).status == 429
-        assert picked(router.chat("a,c", headers=mine)) == "c"
+        assert picked(router.chat(ALIAS, headers=mine)) == "c"
 
 
 def test_direct_requests_neither_use_nor_change_a_choice(ranked):
@@ -101,7 +104,7 @@ def test_direct_requests_neither_use_nor_change_a_choice(ranked):
         mine = {"Authorization": "Bearer mine"}
         assert picked(router.chat("c,a", headers=mine)) == "c"
         assert router.chat("b", headers=mine).status == 200
-        assert picked(router.chat("a,b,c", headers=mine)) == "c"
+        assert picked(router.chat(ALIAS, headers=mine)) == "c"
 
 
 @pytest.mark.parametrize("settings", [{"STICKY_TTL_SECS": "0"}, {"STICKY_MAX_ENTRIES": "0"}])
@@ -111,7 +114,7 @@ def test_0_switches_stickiness_off(ranked, settings):
         router.wait_until_fed()
         mine = {"Authorization": "Bearer mine"}
         assert picked(router.chat("c,a", headers=mine)) == "c"
-        assert picked(router.chat("a,c", headers=mine)) == "a"
+        assert picked(router.chat(ALIAS, headers=mine)) == "a"
 
 
 @pytest.mark.parametrize("settings, sticks", [
@@ -126,9 +129,9 @@ def test_without_a_token_the_address_counts_and_a_trusted_peer_may_name_it(
     with Router(ranked.url, **settings) as router:
         router.wait_until_fed()
         assert picked(router.chat("c,a", headers={"X-Forwarded-For": "192.0.2.1, 10.0.0.1"})) == "c"
-        other = router.chat("a,c", headers={"X-Forwarded-For": "192.0.2.2, 10.0.0.1"})
+        other = router.chat(ALIAS, headers={"X-Forwarded-For": "192.0.2.2, 10.0.0.1"})
         assert picked(other) == ("c" if sticks else "a")
-        same = router.chat("a,c", headers={"X-Forwarded-For": "192.0.2.1:4711"})
+        same = router.chat(ALIAS, headers={"X-Forwarded-For": "192.0.2.1:4711"})
         assert picked(same) == "c"
 
 
@@ -163,3 +166,41 @@ def test_the_headers_that_tell_conversations_apart_can_be_named(ranked):
         promote(router, ranked, "b")
         assert picked(router.chat(ALIAS, headers=shared | {"X-Session-Id": "2"})) == "a"
         assert picked(router.chat(ALIAS, headers=shared | {"X-Thread": "2"})) == "b"
+
+
+def test_a_list_begins_with_what_its_failover_found_for_a_while_and_use_does_not_renew_it(ranked):
+    """005-R16, 005-R17"""
+    with Router(ranked.url, STICKY_RETURN_SECS="1") as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        ranked.on("c", unavailable)
+        began = time.monotonic()
+        assert picked(router.chat("c,a,b", headers=mine)) == "a"
+        ranked.on("c", complete(b"{}"))
+        found = []
+        until(lambda: found.append(picked(router.chat("c,a,b", headers=mine))) or "c" in found)
+        # It was in use all the time.
+        assert found == ["a"] * (len(found) - 1) + ["c"] and len(found) > 2
+        assert time.monotonic() - began >= 1
+        assert picked(router.chat("b,c", headers=mine)) == "b"
+
+
+def test_0_lets_a_list_begin_at_its_head_at_once(ranked):
+    """005-R16"""
+    with Router(ranked.url, STICKY_RETURN_SECS="0") as router:
+        router.wait_until_fed()
+        ranked.on("c", unavailable)
+        assert picked(router.chat("c,a")) == "a"
+        ranked.on("c", complete(b"{}"))
+        assert picked(router.chat("c,a")) == "c"
+
+
+def test_what_an_alias_has_found_by_failover_reorders_no_list(ranked):
+    """005-R16"""
+    with Router(ranked.url) as router:
+        router.wait_until_fed()
+        ranked.on("a", unavailable)
+        assert picked(router.chat(ALIAS)) == "b"
+        ranked.on("a", complete(b"{}"))
+        assert picked(router.chat(ALIAS)) == "b"
+        assert picked(router.chat("a,b")) == "a"
