@@ -28,6 +28,7 @@ ALIASES_TEXT = "CHUTES_ROUTER_ALIASES_TEXT"
 
 PASS_UNKNOWN = "pass"
 OPENAI_ERRORS = "openai"
+BALANCED = "balanced"
 
 # A refresh takes some milliseconds of processor time, and a fetch over the Internet some hundred.
 _LEAST_REFRESH_MS = 20
@@ -71,6 +72,9 @@ class Config:
     upstream_errors: str = _option(
         "UPSTREAM_ERRORS", parse.one_of(OPENAI_ERRORS, "as_is"), OPENAI_ERRORS,
         "the upstream's errors: openai adds the member that SDKs show, as_is passes them on")
+    alias_choice: str = _option(
+        "ALIAS_CHOICE", parse.one_of("ranked", BALANCED), "ranked",
+        "among models that are equal otherwise: ranked, the best first, or balanced, shared out")
     alias_fit: bool = _option(
         "ALIAS_FIT", parse.boolean, "true",
         "whether an alias prefers models that declare what a request needs")

@@ -15,7 +15,7 @@ from typing import Any
 from flask import Flask
 
 from app import metrics
-from app.config import Config, runtime_directory
+from app.config import BALANCED, Config, runtime_directory
 from app.control.changes import CatalogueChanges
 from app.control.feed_client import feed_fetcher
 from app.control.feeds import Feed, FeedSource
@@ -27,6 +27,7 @@ from app.dialing.names import Names
 from app.eventloop import pause
 from app.inflight import InFlight
 from app.journal import CAUSES
+from app.open_requests import OpenRequests
 from app.routes.application import Application
 from app.routes.chat import Completions
 from app.routes.cors import Cors
@@ -111,14 +112,17 @@ def create_app(config: Config, *, send: Sender | None = None,
                       Cors(config.cors_allow_origins))
     # FLASK_DEBUG is a variable of other programs.
     app.debug = False
+    shared, balanced = runtime_directory(), config.alias_choice == BALANCED
+    open_requests = OpenRequests(views, shared / "open" if shared and balanced else None, clock)
     app.register_blueprint(Completions(
-        config, views, stickiness, attempts, in_flight, clock).blueprint())
+        config, views, stickiness, attempts, in_flight, open_requests, clock).blueprint())
     app.register_blueprint(Models(views).blueprint())
     app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
     app.register_blueprint(metrics_blueprint())
     jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, clock)),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S),
             PeriodicJob("metric files", metrics.keep_files, _KEEP_EVERY_S),
+            *[PeriodicJob("open requests", open_requests.keep, _KEEP_EVERY_S)] * balanced,
             PeriodicJob("sticky store", stickiness.store.keep, _KEEP_EVERY_S))
     app.extensions["router"] = Router(
         views, jobs, in_flight, config.client_write_timeout_ms / 1000,

@@ -64,7 +64,7 @@ class RequestRecord:
         self.failures: list[Failure] = []
         # Code that brings the request to another end sets another value.
         self.ending = Ending.CLIENT_GONE
-        self.on_finish: Callable[[], None] = _nothing
+        self.on_finish = list[Callable[[], None]]()
         metrics.count(metrics.requests_active)
 
     def attempted(self, attempt: Attempt) -> None:
@@ -94,7 +94,8 @@ class RequestRecord:
         if self._told:
             return
         self._told = True
-        self.on_finish()
+        for told in self.on_finish:
+            told()
         duration_s, first_byte_s = self._clock() - self.started, None
         if self._first_byte_at is not None:
             first_byte_s = self._first_byte_at - self.started
@@ -136,10 +137,6 @@ class RequestRecord:
         if self.attempts:
             metrics.measure(metrics.attempts, len(self.attempts))
         metrics.count(metrics.requests_active, amount=-1)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _other(_model: str) -> str:

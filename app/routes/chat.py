@@ -12,13 +12,15 @@ from typing import Any
 from flask import Response, request
 
 from app.client import Client, client_of
-from app.config import OPENAI_ERRORS, PASS_UNKNOWN, Config
+from app.config import BALANCED, OPENAI_ERRORS, PASS_UNKNOWN, Config
 from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded, retry_after
 from app.eventloop import pause
 from app.inflight import Admission, InFlight
 from app.journal import Ending, RequestRecord
+from app.open_requests import OpenRequest, OpenRequests
 from app.routes.application import Blueprint
 from app.routes.body import judge_announced, read_body, skip_body
+from app.routing.conditions import QUIET, Conditions
 from app.routing.decision import (Asked, Caller, Decision, Mode, Rules, decide, read_asked,
                                   refuse_unknown)
 from app.routing.error_body import MAX_BYTES
@@ -29,9 +31,9 @@ from app.routing.headers import (NO_RETRY, Field, client_headers, selected_field
 from app.routing.model_field import ModelField, find_model
 from app.routing.needs import NO_NEEDS, Needs
 from app.routing.needs_reader import read_needs
-from app.routing.view import Views
+from app.routing.view import View, Views
 from app.sticky.session import ClientStickiness, Stickiness
-from app.upstream.failover import AttemptObserver, Attempts, Committed, Prepared
+from app.upstream.failover import AttemptObserver, Attempts, Committed, Prepared, uncounted
 from app.upstream.relay import Relay
 from app.upstream.transport import UpstreamResponse
 
@@ -56,11 +58,12 @@ class RelayedResponse(Response):
 class Completions:
     """Answers requests for completions, of a chat or of a prompt.
 
-    views       what requests are routed by
-    stickiness  of clients
-    attempts    carries a request out
-    in_flight   the worker's requests
-    clock       returns seconds, monotonic
+    views          what requests are routed by
+    stickiness     of clients
+    attempts       carries a request out
+    in_flight      the worker's requests
+    open_requests  of the host, by model
+    clock          returns seconds, monotonic
     """
 
     config: Config
@@ -68,12 +71,14 @@ class Completions:
     stickiness: Stickiness
     attempts: Attempts
     in_flight: InFlight
+    open_requests: OpenRequests
     clock: Callable[[], float] = time.monotonic
 
     @functools.cached_property
     def rules(self) -> Rules:
         """How this router is set to decide."""
         return Rules(self.config.unknown_models == PASS_UNKNOWN,
+                     balanced=self.config.alias_choice == BALANCED,
                      list_return_s=self.config.sticky_return_secs)
 
     def blueprint(self) -> Blueprint:
@@ -112,7 +117,7 @@ class Completions:
         except ApiError:
             skip_body(environ)
             raise
-        record.on_finish = admission.leave
+        record.on_finish.append(admission.leave)
         return admission
 
     def _answer(self, path: str, environ: dict[str, Any], record: RequestRecord,
@@ -130,7 +135,9 @@ class Completions:
         refuse_unknown(view, asked, self.rules.pass_unknown)
         sticky = self._sticky(environ, asked, field)
         caller = sticky.caller(self.clock()) if sticky else Caller()
-        decision = decide(view, asked, self._needs(asked, field, between), caller, self.rules)
+        needs = self._needs(asked, field, between)
+        # Last: others have run meanwhile.
+        decision = decide(view, asked, needs, caller, self.rules, self._conditions(view))
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
@@ -151,6 +158,13 @@ class Completions:
         return self.stickiness.for_client(environ, field.prompt_cache_key,
                                           in_list=asked.mode is Mode.LIST)
 
+    def _conditions(self, view: View) -> Conditions:
+        """Return the models as this host finds them now; where the ranking orders, it is enough."""
+        if not self.rules.balanced or view.snapshot is None:
+            return QUIET
+        return Conditions(open_requests=self.open_requests.counts(),
+                          feed_age_s=self.clock() - view.snapshot.as_of)
+
     def _needs(self, asked: Asked, field: ModelField, between: Callable[[], None]) -> Needs:
         if not asked.needs_count or not self.config.alias_fit:
             return NO_NEEDS
@@ -163,7 +177,15 @@ class Completions:
         return Prepared(f"{path}?{query}" if query else path, field.body_for,
                         upstream_headers(environ, record.request_id),
                         self.config.header_timeout_s(field.stream, size), record.started, size,
-                        chosen_here=asked.mode is not Mode.DIRECT)
+                        chosen_here=asked.mode is not Mode.DIRECT, begun=self._counting(record))
+
+    def _counting(self, record: RequestRecord) -> Callable[[str], None]:
+        """Return what counts a request as open on the model of each attempt, until its end."""
+        if not self.rules.balanced:
+            return uncounted
+        opened = OpenRequest(self.open_requests)
+        record.on_finish.append(opened.end)
+        return lambda model: opened.begin(record.label(model))
 
     def _run(self, decision: Decision, prepared: Prepared, record: RequestRecord,
              observers: Sequence[AttemptObserver]) -> Committed:

@@ -53,13 +53,18 @@ def free_slots(directory: pathlib.Path) -> Iterator[int]:
 
     Cost: three system calls a slot, no switch.
     """
-    for path in directory.glob(_PREFIX + "*"):
+    for number, path in slot_paths(directory).items():
         lock = _lock(path)
         if lock is not None:
             try:
-                yield int(path.name.removeprefix(_PREFIX))
+                yield number
             finally:
                 os.close(lock)
+
+
+def slot_paths(directory: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Return the files of all slots that there have been, by number."""
+    return {int(path.name.removeprefix(_PREFIX)): path for path in directory.glob(_PREFIX + "*")}
 
 
 def _lock(path: pathlib.Path) -> int | None:

@@ -35,6 +35,10 @@ class Sender(Protocol):
         """Send one request and wait for the response headers."""
 
 
+def uncounted(_model: str) -> None:
+    """Take no note of an attempt that begins."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A request ready to be sent, the same for each attempt but for the body's model.
@@ -46,6 +50,7 @@ class Prepared:
     came_at           when the request came, on the clock of Attempts
     body_bytes        of the client's request
     chosen_here       alias or list mode: a 404 that names the model is a failure of the candidate
+    begun             told of the model when an attempt begins
     """
 
     path: str
@@ -55,6 +60,7 @@ class Prepared:
     came_at: float
     body_bytes: int
     chosen_here: bool
+    begun: Callable[[str], None] = uncounted
 
 
 class AttemptObserver(Protocol):
@@ -142,6 +148,7 @@ class Attempts:
     def _attempt(self, model: str, request: Prepared, observers: Sequence[AttemptObserver],
                  course: Course, last: bool) -> Committed:
         started, response = self.clock(), None
+        request.begun(model)
         try:
             response = self.send(request.path, request.body_for(model), request.headers,
                                  request.header_timeout_s)

@@ -204,3 +204,26 @@ def test_what_an_alias_has_found_by_failover_reorders_no_list(ranked):
         ranked.on("a", complete(b"{}"))
         assert picked(router.chat(ALIAS)) == "b"
         assert picked(router.chat("a,b")) == "a"
+
+
+def test_a_model_that_is_full_is_passed_over_and_its_clients_come_back(ranked):
+    """005-R15, 002-R52"""
+    with Router(ranked.url, UTILIZATION_REFRESH_MS="20") as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat(ALIAS, headers=mine)) == "a"
+        usual = ranked.rows
+        ranked.rows = [utilization_row("a", active=9, u5=0.96, r5=0.06), *usual[1:]]
+        answers = []
+
+        def moves_to(name):
+            answers.append(router.chat(ALIAS, headers=mine | {"X-Request-Id": "passed-over"}))
+            return picked(answers[-1]) == name
+        until(lambda: moves_to("b"))
+        assert answers[-1].value("x-chutes-autopilot-skipped") == "a;full"
+        assert router.record("passed-over")["sticky"] in ("hit", "ignored")
+        # The choice was kept: the client comes back, though others are sent to b now.
+        ranked.rows = [utilization_row("a", active=3), *usual[1:]]
+        until(lambda: moves_to("a"))
+        assert answers[-1].values("x-chutes-autopilot-skipped") == []
+        assert picked(router.chat(ALIAS, headers={"Authorization": "Bearer new"})) == "b"
