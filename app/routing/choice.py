@@ -17,7 +17,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -85,9 +85,24 @@ class Order(NamedTuple):
     passed_over: tuple[str, ...] = ()
 
 
-# Standings of one group, best ranked first, and their weights in a fresh feed. Without weights they
-# keep their order.
-_Group = tuple[tuple[Standing, ...], tuple[float, ...]]
+class _Group(NamedTuple):
+    """The models of a lineup that are equal but for the choice, best ranked first.
+
+    weights  in a fresh feed; none where the models keep their order
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    instances: tuple[int, ...]
+
+    def part(self, cooling: frozenset[str], cold: bool) -> "_Group":
+        """Return those that cool, or those that do not."""
+        if cooling.isdisjoint(self.names):
+            return _Group((), (), ()) if cold else self
+        wanted = [(name in cooling) is cold for name in self.names]
+        return _Group(tuple(itertools.compress(self.names, wanted)),
+                      tuple(itertools.compress(self.weights, wanted)),
+                      tuple(itertools.compress(self.instances, wanted)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +141,11 @@ class Lineup:
             if client_key is None:
                 return self.ranked
             return _balanced(self._groups, conditions, client_key)
-        warm = [standing for standing in self.standings if standing.name not in cooling]
-        cold = [standing for standing in self.standings if standing.name in cooling]
         if client_key is None:
-            order = Order(tuple([standing.name for standing in (*warm, *cold)]))
+            order = Order(tuple(sorted(self.ranked.names, key=cooling.__contains__)))
         else:
-            order = _balanced([*_grouped(warm), *_grouped(cold)], conditions, client_key)
+            order = _balanced([group.part(cooling, cold) for cold in (False, True)
+                               for group in self._groups], conditions, client_key)
         without = self.order(dataclasses.replace(conditions, cooling={}), client_key).names
         ahead = without[:without.index(order.names[0])]
         return order._replace(cooling=cooling,
@@ -168,15 +182,17 @@ def staleness(feed_age_s: float) -> float:
 
 
 def _grouped(standings: Iterable[Standing]) -> list[_Group]:
-    groups = dict[tuple[bool, int, bool], list[Standing]]()
+    groups = dict[tuple[bool, int, bool], list[Candidate]]()
     for standing in standings:
-        groups.setdefault(standing.group, []).append(standing)
+        groups.setdefault(standing.group, []).append(standing.candidate)
     weighed = list[_Group]()
     for group in groups.values():
-        head, tail = tuple(group[:_MOST_WEIGHED]), tuple(group[_MOST_WEIGHED:])
-        weighed.append((head, tuple([_weight(each.candidate) for each in head])))
+        head, tail = group[:_MOST_WEIGHED], group[_MOST_WEIGHED:]
+        weighed.append(_Group(tuple([each.name for each in head]),
+                              tuple([_weight(each) for each in head]),
+                              tuple([each.instances for each in head])))
         if tail:
-            weighed.append((tail, ()))
+            weighed.append(_Group(tuple([each.name for each in tail]), (), ()))
     return weighed
 
 
@@ -186,24 +202,24 @@ def _weight(candidate: Candidate) -> float:
 
 def _balanced(groups: list[_Group], conditions: Conditions, client_key: str) -> Order:
     names, band = list[str](), list[str]()
-    for standings, weights in groups:
-        if not weights:
-            names += [standing.name for standing in standings]
+    for group in groups:
+        if not group.weights:
+            names += group.names
             continue
-        ordered, banded = _balanced_group(standings, weights, conditions, client_key)
+        ordered, banded = _balanced_group(group, conditions, client_key)
         names += ordered
         band += ordered[:banded]
     return Order(tuple(names), frozenset(band))
 
 
-def _balanced_group(standings: tuple[Standing, ...], weights: tuple[float, ...] | list[float],
-                    conditions: Conditions, client_key: str) -> tuple[list[str], int]:
+def _balanced_group(group: _Group, conditions: Conditions,
+                    client_key: str) -> tuple[Sequence[str], int]:
     """Return the model ids of a group in order, and how many of the first are its band."""
-    names = [standing.candidate.name for standing in standings]
+    names, weights = group.names, group.weights
     stale, open_requests = staleness(conditions.feed_age_s), conditions.open_requests
     if stale:
-        weights = [(1 - stale) * weight + stale * _BLIND_SHARE * standing.candidate.instances
-                   for standing, weight in zip(standings, weights)]
+        weights = tuple([(1 - stale) * weight + stale * _BLIND_SHARE * instances
+                         for weight, instances in zip(weights, group.instances)])
     values = [weight - open_requests.get(name, 0) / _REQUESTS_AN_INSTANCE
               for name, weight in zip(names, weights)]
     best = max(values)

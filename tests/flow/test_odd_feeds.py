@@ -1,6 +1,7 @@
 """Feeds that are large, odd or changed, and how soon a failed fetch is tried again."""
 
 import gc
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from app.eventloop import pause
 from app.routing.aliases import BUILT_IN, Alias
 from app.routing.catalogue import Model
 from app.routing.listing import listing
-from app.routing.conditions import QUIET
+from app.routing.conditions import QUIET, Conditions
 from app.routing.needs import Needs
 from app.routing.view import Views
 from tests.support.feeds import models_feed, utilization_row
@@ -121,8 +122,9 @@ def test_the_largest_feeds_are_read_ranked_and_used_in_slices(tmp_path, padding)
     for alias in ALIASES:
         lineup = view.lineup(alias, Needs(frozenset({"tools"}), context=9000))
         stopwatch()
-        for client_key in (None, "key"):
-            order = lineup.order(QUIET, client_key)
+        cooling = Conditions(dict.fromkeys(names[::40], 1.0))
+        for client_key, conditions in itertools.product((None, "key"), (QUIET, cooling)):
+            order = lineup.order(conditions, client_key)
             assert len(order.names) == len(view.pool(alias).members)
             stopwatch()
     assert len(listing(view, view.catalogue, stopwatch)) > MAX_ENTRIES * (padding + 40)
