@@ -1,6 +1,6 @@
 """What this host has seen of the models itself, which is newer than any feed.
 
-Source: specs/003 R22.
+Source: specs/003 R38.
 """
 
 import dataclasses
