@@ -27,12 +27,13 @@ ROOMS = {
     "draining": "client_socket inflight",
     "journal": "metrics routing",
     "sticky": "dialing eventloop logs metrics shared routing",
+    "cooling": "metrics shared routing",
     "upstream": "errors client eventloop dialing logs metrics journal routing",
     "control": "errors eventloop dialing files logs metrics routing schema_fields",
     "routes": "errors client config logs metrics exposition journal eventloop inflight routing "
-              "sticky upstream",
-    "factory": "dialing config eventloop shared metrics journal inflight routing sticky upstream "
-               "control routes",
+              "sticky cooling upstream",
+    "factory": "dialing config eventloop shared metrics journal inflight routing sticky "
+               "cooling upstream control routes",
     "wsgi": "config factory",
     "master": "",
     "worker": "errors config eventloop dialing heartbeat logs log_writer hang_ups client_socket "

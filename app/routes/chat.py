@@ -5,19 +5,21 @@ Source: specs/002.
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from flask import Response, request
 
 from app.client import Client, client_of
 from app.config import OPENAI_ERRORS, PASS_UNKNOWN, Config
+from app.cooling.session import Cooling
 from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded, retry_after
 from app.eventloop import pause
 from app.inflight import Admission, InFlight
 from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
 from app.routes.body import judge_announced, read_body, skip_body
+from app.routing.conditions import QUIET
 from app.routing.decision import Asked, Decision, Mode, decide, read_asked, refuse_unknown
 from app.routing.error_body import MAX_BYTES
 from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
@@ -29,7 +31,7 @@ from app.routing.needs import NO_NEEDS, Needs
 from app.routing.needs_reader import read_needs
 from app.routing.view import Views
 from app.sticky.session import ClientStickiness, Stickiness
-from app.upstream.failover import AttemptObserver, Attempts, Committed, Prepared
+from app.upstream.failover import Attempts, Committed, Prepared
 from app.upstream.relay import Relay
 from app.upstream.transport import UpstreamResponse
 
@@ -56,6 +58,7 @@ class Completions:
 
     views       what requests are routed by
     stickiness  of clients
+    cooling     of models
     attempts    carries a request out
     in_flight   the worker's requests
     clock       returns seconds, monotonic
@@ -64,6 +67,7 @@ class Completions:
     config: Config
     views: Views
     stickiness: Stickiness
+    cooling: Cooling
     attempts: Attempts
     in_flight: InFlight
     clock: Callable[[], float] = time.monotonic
@@ -128,7 +132,7 @@ class Completions:
             sticky.kept = decision.keep
         client.watch()
         committed = self._run(decision, self._prepared(path, environ, record, field, asked),
-                              record, (sticky,) if sticky else ())
+                              record, sticky)
         admission.release_body()
         try:
             return self._respond(environ, client, record, decision, committed)
@@ -154,13 +158,18 @@ class Completions:
                         chosen_here=asked.mode is not Mode.DIRECT)
 
     def _run(self, decision: Decision, prepared: Prepared, record: RequestRecord,
-             observers: Sequence[AttemptObserver]) -> Committed:
+             sticky: ClientStickiness | None) -> Committed:
+        cooling = self.cooling.for_request(QUIET, record.label, prepared.header_timeout_s)
+        # The store of sticky choices may wait, and its request be interrupted then: it comes last.
+        observers = (record, cooling, sticky) if sticky else (record, cooling)
         try:
-            return self.attempts.run(decision.candidates, prepared, (record, *observers))
+            return self.attempts.run(decision.candidates, prepared, observers, cooling.may_try)
         except ApiError as error:
             if record.attempts:
                 error.headers += tuple(_told_of(decision))
             raise
+        finally:
+            cooling.give_back()
 
     def _respond(self, environ: dict[str, Any], client: Client, record: RequestRecord,
                  decision: Decision, committed: Committed) -> Response:
