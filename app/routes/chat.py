@@ -12,14 +12,13 @@ from flask import Response, request
 
 from app.client import Client, client_of
 from app.config import OPENAI_ERRORS, PASS_UNKNOWN, Config
-from app.cooling.session import Cooling
+from app.cooling.session import Cooling, RequestCooling
 from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded, retry_after
 from app.eventloop import pause
 from app.inflight import Admission, InFlight
 from app.journal import Ending, RequestRecord
 from app.routes.application import Blueprint
 from app.routes.body import judge_announced, read_body, skip_body
-from app.routing.conditions import QUIET
 from app.routing.decision import Asked, Decision, Mode, decide, read_asked, refuse_unknown
 from app.routing.error_body import MAX_BYTES
 from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
@@ -125,14 +124,16 @@ class Completions:
         record.mode, pass_unknown = asked.mode, config.unknown_models == PASS_UNKNOWN
         refuse_unknown(view, asked, pass_unknown)
         sticky = self._sticky(environ, asked)
+        conditions = self.cooling.conditions()
         decision = decide(view, asked, self._needs(asked, field, between),
-                          sticky.choice.model if sticky else None, pass_unknown)
+                          sticky.choice.model if sticky else None, pass_unknown, conditions)
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
+        prepared = self._prepared(path, environ, record, field, asked)
+        cooling = self.cooling.for_request(conditions, view.label, prepared.header_timeout_s)
         client.watch()
-        committed = self._run(decision, self._prepared(path, environ, record, field, asked),
-                              record, sticky)
+        committed = self._run(decision, prepared, record, cooling, sticky)
         admission.release_body()
         try:
             return self._respond(environ, client, record, decision, committed)
@@ -158,8 +159,7 @@ class Completions:
                         chosen_here=asked.mode is not Mode.DIRECT)
 
     def _run(self, decision: Decision, prepared: Prepared, record: RequestRecord,
-             sticky: ClientStickiness | None) -> Committed:
-        cooling = self.cooling.for_request(QUIET, record.label, prepared.header_timeout_s)
+             cooling: RequestCooling, sticky: ClientStickiness | None) -> Committed:
         # The store of sticky choices may wait, and its request be interrupted then: it comes last.
         observers = (record, cooling, sticky) if sticky else (record, cooling)
         try:

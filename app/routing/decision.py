@@ -8,6 +8,7 @@ import enum
 from typing import NamedTuple
 
 from app.errors import ApiError
+from app.routing.conditions import QUIET, Conditions
 from app.routing.needs import NO_NEEDS, Fit, Needs
 from app.routing.view import View
 
@@ -52,9 +53,10 @@ class Decision:
 
     candidates  model ids, the first to be tried first; not empty
     sticky      what the client's sticky choice is to this request: `hit`, `miss` (there is none),
-                `ignored` (no candidate, or none that fits); empty in direct mode
+                `ignored` (no candidate, cooling, or none that fits); empty in direct mode
     skipped     what the client named and nobody tries
-    keep        the sticky choice is a candidate and does not fit: it stands for later requests
+    keep        the sticky choice is a candidate and cools or does not fit: it stands for later
+                requests
     """
 
     mode: Mode
@@ -95,7 +97,7 @@ def refuse_unknown(view: View, asked: Asked, pass_unknown: bool) -> None:
 
 
 def decide(view: View, asked: Asked, needs: Needs, sticky_choice: str | None,
-           pass_unknown: bool) -> Decision:
+           pass_unknown: bool, conditions: Conditions = QUIET) -> Decision:
     """Decide which models to try, and in which order.
 
     view           what the request is routed by
@@ -103,11 +105,12 @@ def decide(view: View, asked: Asked, needs: Needs, sticky_choice: str | None,
     needs          of the request, where they count
     sticky_choice  the client's last good model, or None; direct mode does not use it
     pass_unknown   whether names that the models feed does not have go upstream
+    conditions     of the models, on this host
     Returns        Decision
     Raises         ApiError: unknown_model, no_candidates
     Cost           O(candidates), no I/O
 
-    Source: specs/002 R5-R7, R51, specs/004 R3, R5, R6, specs/005 R3.
+    Source: specs/002 R5-R7, R51, specs/003 R42, specs/004 R3, R5, R6, specs/005 R3.
     """
     if asked.mode is Mode.DIRECT:
         if not pass_unknown and not view.admits(asked.names[0]):
@@ -116,12 +119,15 @@ def decide(view: View, asked: Asked, needs: Needs, sticky_choice: str | None,
     candidates, unknown = _expanded(view, asked, needs, pass_unknown)
     if not candidates:
         raise _nothing_left(asked, unknown)
+    if conditions.cooling:
+        # Stable: among those that cool, and among the others, the order stays.
+        candidates = tuple(sorted(candidates, key=conditions.cooling.__contains__))
     skipped = tuple(Skipped(name, UNKNOWN) for name in unknown)
     if sticky_choice is None:
         return Decision(asked.mode, candidates, "miss", skipped)
     if sticky_choice not in candidates:
         return Decision(asked.mode, candidates, "ignored", skipped)
-    if _fits_less(view, sticky_choice, candidates, needs):
+    if sticky_choice in conditions.cooling or _fits_less(view, sticky_choice, candidates, needs):
         return Decision(asked.mode, candidates, "ignored", skipped, keep=True)
     others = tuple(model for model in candidates if model != sticky_choice)
     return Decision(asked.mode, (sticky_choice, *others), "hit", skipped)
