@@ -141,7 +141,8 @@ def test_a_probe_without_an_outcome_is_given_back(host, outcome):
         probe.give_back()
     else:
         probe.attempted(ended(outcome))
-    assert request(worker).may_try("m")
+    assert cooling(worker) == {} and request(worker).may_try("m")
+    assert cooling(worker) == {"m": 12.0}
 
 
 def test_a_probe_that_is_not_over_in_time_is_given_back(host):
@@ -294,7 +295,9 @@ def test_a_removed_store_costs_what_was_in_it(host):
         worker.records.keep()
         assert cooling(worker) == {}
     host.cool(workers[0])
-    assert cooling(workers[1]) == {"m": 5.0}
+    assert cooling(workers[1]) == cooling(host.worker()) == {"m": 5.0}
+    end(host.worker(), 200)
+    assert cooling(workers[0]) == cooling(workers[1]) == {}
 
 
 def test_without_a_directory_each_process_cools_by_itself(host):
