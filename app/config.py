@@ -78,6 +78,15 @@ class Config:
     alias_fit: bool = _option(
         "ALIAS_FIT", parse.boolean, "true",
         "whether an alias prefers models that declare what a request needs")
+    cooldown_secs: int = _option(
+        "COOLDOWN_SECS", parse.whole_number(0), "5",
+        "how long a model is set aside after failures in a row, then twice that, s; 0 is off")
+    cooldown_max_secs: int = _option(
+        "COOLDOWN_MAX_SECS", parse.whole_number(1), "60",
+        "a model is set aside for this time at most, s")
+    cooldown_failures: int = _option(
+        "COOLDOWN_FAILURES", parse.whole_number(1), "3",
+        "after so many failures in a row a model is set aside")
     models_url: str = _option(
         "MODELS_URL", parse.url, "https://llm.chutes.ai/v1/models",
         "the feed that makes the allowlist")

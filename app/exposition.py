@@ -6,7 +6,7 @@ Source: specs/001 R13, specs/007 R14.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -23,6 +23,8 @@ AGE_OF = {
     f"{NAMESPACE}_ready_allowlist_taken_at": (
         f"{NAMESPACE}_ready_allowlist_age_ms", "Age of the oldest allowlist; -1: missing."),
 }
+
+MODEL_COOLING = f"{NAMESPACE}_model_cooling"
 
 
 class _WithAges:
@@ -43,8 +45,24 @@ class _WithAges:
             yield GaugeMetricFamily(name, says, value=age_ms)
 
 
-def exposition() -> bytes:
+class _Cooling:
+    """What is the same whichever worker shows it: the models that the host has set aside."""
+
+    def __init__(self, cooling: Mapping[str, int]) -> None:
+        self._cooling = cooling
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(
+            MODEL_COOLING, "1 while a model is set aside after failures.", labels=["model"])
+        for label, value in self._cooling.items():
+            family.add_metric([label], value)
+        yield family
+
+
+def exposition(cooling: Mapping[str, int]) -> bytes:
     """Return all metrics of all workers as Prometheus text.
+
+    cooling  model label -> 1 while this host has set the model aside, else 0
 
     Without files to read these are the metrics of this worker alone.
 
@@ -56,4 +74,5 @@ def exposition() -> bytes:
         metrics.files.forget_the_dead()
         collect = metrics.files.collect
     registry.register(_WithAges(collect, time.monotonic()))
+    registry.register(_Cooling(cooling))
     return generate_latest(registry)

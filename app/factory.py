@@ -22,6 +22,8 @@ from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.scheduler import PeriodicJob
 from app.control.schemas import parse_models, parse_utilization
+from app.cooling.records import HostRecords
+from app.cooling.session import Cooling
 from app.dialing.dialer import Dialer
 from app.dialing.names import Names
 from app.eventloop import pause
@@ -32,9 +34,10 @@ from app.routes.application import Application
 from app.routes.chat import Completions
 from app.routes.cors import Cors
 from app.routes.health import Health
-from app.routes.metrics import metrics_blueprint
+from app.routes.metrics import Metrics
 from app.routes.models import Models
 from app.routing.client_key import ClientKeys
+from app.routing.cooling import CoolingSettings
 from app.routing.failover_limits import Limits, RetryBudget
 from app.routing.outcomes import Blame, Failure
 from app.routing.view import View, Views
@@ -108,6 +111,7 @@ def create_app(config: Config, *, send: Sender | None = None,
                         config.upstream_first_body_byte_timeout_ms / 1000, _limits(config), clock,
                         Waiting(_half(most)), RetryBudget(clock), config.failover_on_capacity_429)
     stickiness = build_stickiness(config, tls, dialer, clock)
+    cooling = build_cooling(config, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
     # FLASK_DEBUG is a variable of other programs.
@@ -115,15 +119,17 @@ def create_app(config: Config, *, send: Sender | None = None,
     shared, balanced = runtime_directory(), config.alias_choice == BALANCED
     open_requests = OpenRequests(views, shared / "open" if shared and balanced else None, clock)
     app.register_blueprint(Completions(
-        config, views, stickiness, attempts, in_flight, open_requests, clock).blueprint())
+        config, views, stickiness, cooling, attempts, in_flight, open_requests,
+        clock).blueprint())
     app.register_blueprint(Models(views).blueprint())
     app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
-    app.register_blueprint(metrics_blueprint())
+    app.register_blueprint(Metrics(views, cooling).blueprint())
     jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, clock)),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S),
             PeriodicJob("metric files", metrics.keep_files, _KEEP_EVERY_S),
             *[PeriodicJob("open requests", open_requests.keep, _KEEP_EVERY_S)] * balanced,
-            PeriodicJob("sticky store", stickiness.store.keep, _KEEP_EVERY_S))
+            PeriodicJob("sticky store", stickiness.store.keep, _KEEP_EVERY_S),
+            PeriodicJob("cooling store", cooling.records.keep, _KEEP_EVERY_S))
     app.extensions["router"] = Router(
         views, jobs, in_flight, config.client_write_timeout_ms / 1000,
         config.client_header_timeout_ms / 1000, config.max_request_bytes)
@@ -146,6 +152,14 @@ def build_transport(config: Config, tls: ssl.SSLContext, dialer: Dialer) -> Tran
     pool = Pool(endpoint, config.upstream_connection_max_idle_secs,
                 config.upstream_connection_max_age_secs)
     return Transport(endpoint, pool, config.upstream_idle_timeout_ms / 1000)
+
+
+def build_cooling(config: Config, clock: Callable[[], float]) -> Cooling:
+    """Return what sets models aside after failures."""
+    settings = CoolingSettings(
+        config.cooldown_secs, config.cooldown_max_secs, config.cooldown_failures)
+    records = HostRecords(runtime_directory() if config.cooldown_secs else None, clock)
+    return Cooling(records, settings, config.upstream_first_body_byte_timeout_ms / 1000, clock)
 
 
 def build_stickiness(config: Config, tls: ssl.SSLContext, dialer: Dialer,

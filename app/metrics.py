@@ -86,6 +86,8 @@ refreshes_total = _counter(
 dropped_entries_total = _counter("dropped_entries", "Bad entries of fetched feeds.", ["feed"])
 catalogue_changes_total = _counter(
     "catalogue_changes", "Models of the models feed that appeared or are gone.", ["change"])
+cooldowns_total = _counter(
+    "cooldowns", "Coolings of models begun after failures in a row.", ["model"])
 client_gone_total = _counter(
     "client_gone", "Clients that left, or stopped reading, before their answer's end.")
 cuts_total = _counter("cuts", "Answers cut after commit, by cause.", ["cause"])

@@ -137,4 +137,5 @@ def metric_names():
     names = {d._name + ("_total" if isinstance(d, Counter) else "") for d in declared
              if isinstance(d, (Counter, Gauge, Histogram))}
     ages = {taken: shown for taken, (shown, _) in exposition.AGE_OF.items()}
+    names.add(exposition.MODEL_COOLING)
     return {ages.get(name, name).removeprefix("chutes_autopilot_") for name in names}

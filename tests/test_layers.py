@@ -28,12 +28,13 @@ ROOMS = {
     "journal": "metrics routing",
     "open_requests": "shared routing",
     "sticky": "dialing eventloop logs metrics shared routing",
+    "cooling": "metrics shared routing",
     "upstream": "errors client eventloop dialing logs metrics journal routing",
     "control": "errors eventloop dialing files logs metrics routing schema_fields",
     "routes": "errors client config logs metrics exposition journal eventloop inflight routing "
-              "open_requests sticky upstream",
+              "open_requests sticky cooling upstream",
     "factory": "dialing config eventloop shared metrics journal inflight routing open_requests "
-               "sticky upstream control routes",
+               "sticky cooling upstream control routes",
     "wsgi": "config factory",
     "master": "",
     "worker": "errors config eventloop dialing heartbeat logs log_writer hang_ups client_socket "

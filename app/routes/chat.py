@@ -6,13 +6,14 @@ Source: specs/002.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from flask import Response, request
 
 from app.client import Client, client_of
 from app.config import BALANCED, OPENAI_ERRORS, PASS_UNKNOWN, Config
+from app.cooling.session import Cooling, RequestCooling
 from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded, retry_after
 from app.eventloop import pause
 from app.inflight import Admission, InFlight
@@ -20,7 +21,7 @@ from app.journal import Ending, RequestRecord
 from app.open_requests import OpenRequest, OpenRequests
 from app.routes.application import Blueprint
 from app.routes.body import judge_announced, read_body, skip_body
-from app.routing.conditions import QUIET, Conditions
+from app.routing.conditions import Conditions
 from app.routing.decision import (Asked, Caller, Decision, Mode, Rules, decide, read_asked,
                                   refuse_unknown)
 from app.routing.error_body import MAX_BYTES
@@ -33,7 +34,7 @@ from app.routing.needs import NO_NEEDS, Needs
 from app.routing.needs_reader import read_needs
 from app.routing.view import View, Views
 from app.sticky.session import ClientStickiness, Stickiness
-from app.upstream.failover import AttemptObserver, Attempts, Committed, Prepared, uncounted
+from app.upstream.failover import Attempts, Committed, Prepared, uncounted
 from app.upstream.relay import Relay
 from app.upstream.transport import UpstreamResponse
 
@@ -60,6 +61,7 @@ class Completions:
 
     views          what requests are routed by
     stickiness     of clients
+    cooling        of models
     attempts       carries a request out
     in_flight      the worker's requests
     open_requests  of the host, by model
@@ -69,6 +71,7 @@ class Completions:
     config: Config
     views: Views
     stickiness: Stickiness
+    cooling: Cooling
     attempts: Attempts
     in_flight: InFlight
     open_requests: OpenRequests
@@ -137,13 +140,15 @@ class Completions:
         caller = sticky.caller(self.clock()) if sticky else Caller()
         needs = self._needs(asked, field, between)
         # Last: others have run meanwhile.
-        decision = decide(view, asked, needs, caller, self.rules, self._conditions(view))
+        conditions = self._conditions(view)
+        decision = decide(view, asked, needs, caller, self.rules, conditions)
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
+        prepared = self._prepared(path, environ, record, field, asked)
+        cooling = self.cooling.for_request(conditions, view.label, prepared.header_timeout_s)
         client.watch()
-        committed = self._run(decision, self._prepared(path, environ, record, field, asked),
-                              record, (sticky,) if sticky else ())
+        committed = self._run(decision, prepared, record, cooling, sticky)
         admission.release_body()
         try:
             return self._respond(environ, client, record, decision, committed)
@@ -159,10 +164,11 @@ class Completions:
                                           in_list=asked.mode is Mode.LIST)
 
     def _conditions(self, view: View) -> Conditions:
-        """Return the models as this host finds them now; where the ranking orders, it is enough."""
+        """Return the models as this host finds them now; for the ranking it is what cools."""
+        conditions = self.cooling.conditions()
         if not self.rules.balanced or view.snapshot is None:
-            return QUIET
-        return Conditions(open_requests=self.open_requests.counts(),
+            return conditions
+        return Conditions(conditions.cooling, open_requests=self.open_requests.counts(),
                           feed_age_s=self.clock() - view.snapshot.as_of)
 
     def _needs(self, asked: Asked, field: ModelField, between: Callable[[], None]) -> Needs:
@@ -188,13 +194,17 @@ class Completions:
         return lambda model: opened.begin(record.label(model))
 
     def _run(self, decision: Decision, prepared: Prepared, record: RequestRecord,
-             observers: Sequence[AttemptObserver]) -> Committed:
+             cooling: RequestCooling, sticky: ClientStickiness | None) -> Committed:
+        # The store of sticky choices may wait, and its request be interrupted then: it comes last.
+        observers = (record, cooling, sticky) if sticky else (record, cooling)
         try:
-            return self.attempts.run(decision.candidates, prepared, (record, *observers))
+            return self.attempts.run(decision.candidates, prepared, observers, cooling.may_try)
         except ApiError as error:
             if record.attempts:
                 error.headers += tuple(_told_of(decision))
             raise
+        finally:
+            cooling.give_back()
 
     def _respond(self, environ: dict[str, Any], client: Client, record: RequestRecord,
                  decision: Decision, committed: Committed) -> Response:

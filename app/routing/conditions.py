@@ -1,6 +1,6 @@
 """What this host has seen of the models itself, which is newer than any feed.
 
-Source: specs/003 R48, R60.
+Source: specs/003 R38, R48, R60.
 """
 
 import dataclasses

@@ -88,6 +88,10 @@ class Committed:
     at_capacity: bool = False
 
 
+def _always(_model: str) -> bool:
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class Attempts:
     """How candidates are tried.
@@ -110,12 +114,14 @@ class Attempts:
     on_capacity_429: bool = False
 
     def run(self, candidates: tuple[str, ...], request: Prepared,
-            observers: Sequence[AttemptObserver]) -> Committed:
+            observers: Sequence[AttemptObserver],
+            may_try: Callable[[str], bool] = _always) -> Committed:
         """Try the candidates in order until one commits.
 
         candidates  model ids, not empty
         request     what is sent
         observers   told of each attempt as it ends
+        may_try     asked before each attempt but the last; may do I/O
         Returns     Committed
         Raises      ApiError when an attempt failed, none follows and there is nothing to pass on,
                     or when too many requests wait for the last candidate
@@ -128,7 +134,7 @@ class Attempts:
         self.retries.count_request()
         for model in tried:
             last = model == tried[-1]
-            if self.waiting.is_full(model) and not last:
+            if not last and (self.waiting.is_full(model) or not may_try(model)):
                 continue
             self.waiting.enter(model)
             try:

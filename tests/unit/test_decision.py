@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from app.errors import ApiError
 from app.routing.aliases import Alias
 from app.routing.catalogue import Catalogue, Model
+from app.routing.conditions import Conditions
 from app.routing.decision import Caller, Decision, Mode, Rules, Skipped, decide, read_asked
 from app.routing.needs import NO_NEEDS
 from app.routing.ranking import Candidate, Ranking, ScoreParts
@@ -24,9 +25,9 @@ LISTED = Catalogue.of(map(Model, ["a", "b", "c-TEE"]), 0.0)
 VIEW = View(LISTED, ranked("b", "a"))
 
 
-def decided(model, choice=None, view=VIEW, most=8, pass_unknown=False):
+def decided(model, choice=None, view=VIEW, most=8, pass_unknown=False, cooling=()):
     return decide(view, read_asked(view, model, most), NO_NEEDS, Caller("", choice, 0.0),
-                  Rules(pass_unknown))
+                  Rules(pass_unknown), Conditions(dict.fromkeys(cooling, 5.0)))
 
 
 ITEMS = st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=","),
@@ -141,6 +142,21 @@ def test_a_sticky_choice_comes_first_and_the_others_keep_their_order(names, choi
         names = [choice, *(name for name in names if name != choice)]
     assert decision.candidates == tuple(names)
     assert decision.sticky == {None: "miss", "x": "ignored"}.get(choice, "hit")
+
+
+@pytest.mark.parametrize("model, cooling, candidates", [
+    ("chutesai/AutoPilot", ["b"], ("a", "b")), ("a,b,c-TEE", ["a"], ("b", "c-TEE", "a")),
+    ("a,b,c-TEE", ["b", "a"], ("c-TEE", "a", "b")), ("a,b", ["a", "b"], ("a", "b")),
+    ("a", ["a"], ("a",))])
+def test_what_cools_comes_last_and_is_never_removed(model, cooling, candidates):
+    """003-R42"""
+    assert decided(model, cooling=cooling).candidates == candidates
+
+
+def test_a_sticky_choice_that_cools_is_passed_over_and_kept():
+    """003-R42"""
+    decision = decided("a,b", "a", cooling=["a"])
+    assert (decision.candidates, decision.sticky, decision.keep) == (("b", "a"), "ignored", True)
 
 
 def test_a_direct_request_knows_no_sticky_choice():

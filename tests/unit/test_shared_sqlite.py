@@ -63,7 +63,7 @@ def test_a_locked_file_is_not_waited_for_and_recovers(tmp_path, watched_at, capl
     watched = watched_at(tmp_path / "db")
     holder = sqlite3.connect(tmp_path / "db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    assert [watched.seen() for _ in range(3)] == [[], [], []]
+    assert [watched.seen() for _ in range(3)] == [None, None, None]
     holder.execute("ROLLBACK")
     assert watched.seen() == [(1,)]
     assert said(caplog) == [("write", True, "OperationalError"), ("write", False, "")]
@@ -76,7 +76,7 @@ def test_reads_that_work_do_not_say_that_writes_work(tmp_path, watched_at, caplo
     watched = watched_at(tmp_path / "db")
     watched.database._connection.execute("PRAGMA query_only = 1")
     for _ in range(5):
-        assert watched.seen() == watched.times() == []
+        assert watched.seen() is None and watched.times() == []
     assert said(caplog) == [("write", True, "OperationalError")]
     assert watched.failures == 5
 
@@ -88,7 +88,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again_after_ten_seconds(
     watched = watched_at(tmp_path / "db")
     (tmp_path / "db").unlink()
     watched.now = 9.0
-    assert watched.seen() == [] and watched.failures == 1
+    assert watched.seen() is None and watched.failures == 1
     watched.now = 11.0
     assert watched.seen() == [(1,)]
     assert said(caplog) == [("open", True, "DatabaseError"), ("open", False, "")]

@@ -71,9 +71,10 @@ def passing():
 def site(tmp_path_factory):
     path = tmp_path_factory.mktemp("etc") / "aliases.toml"
     path.write_text(ALIASES)
+    # Its models are down in one test after another, and none is to remember that.
     with backend() as upstream, Router(
             upstream.url, **SHORT | {"MAX_REQUEST_BYTES": "2000000"}, ALIASES_FILE=str(path),
-            STICKY_TTL_SECS="0") as router:
+            STICKY_TTL_SECS="0", COOLDOWN_SECS="0") as router:
         router.wait_until_fed()
         yield router, upstream
 

@@ -1,0 +1,1 @@
+"""Cooling: what this host has just seen of each model, and which it sets aside for that."""
