@@ -16,12 +16,16 @@ from app.metrics import NAMESPACE, NEVER, keep_files, write_counts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# These gauges hold a point in time, and a scrape shows the age instead.
+# These gauges hold a point in time. A scrape shows the age instead: its name, units in a second.
 AGE_OF = {
     f"{NAMESPACE}_ready_snapshot_taken_at": (
-        f"{NAMESPACE}_ready_snapshot_age_ms", "Age of the oldest worker's ranking; -1: missing."),
+        f"{NAMESPACE}_ready_snapshot_age_ms", 1000,
+        "Age of the oldest worker's ranking; -1: missing."),
     f"{NAMESPACE}_ready_allowlist_taken_at": (
-        f"{NAMESPACE}_ready_allowlist_age_ms", "Age of the oldest allowlist; -1: missing."),
+        f"{NAMESPACE}_ready_allowlist_age_ms", 1000, "Age of the oldest allowlist; -1: missing."),
+    f"{NAMESPACE}_feed_taken_at": (
+        f"{NAMESPACE}_feed_age_seconds", 1,
+        "Age of a feed's content in the worst worker; -1: missing."),
 }
 
 MODEL_COOLING = f"{NAMESPACE}_model_cooling"
@@ -39,10 +43,13 @@ class _WithAges:
             if metric.name not in AGE_OF:
                 yield metric
                 continue
-            [sample] = metric.samples
-            name, says = AGE_OF[metric.name]
-            age_ms = -1.0 if sample.value == NEVER else (self._now - sample.value) * 1000
-            yield GaugeMetricFamily(name, says, value=age_ms)
+            name, units, says = AGE_OF[metric.name]
+            labels = list(metric.samples[0].labels)
+            ages = GaugeMetricFamily(name, says, labels=labels)
+            for sample in metric.samples:
+                age = -1.0 if sample.value == NEVER else (self._now - sample.value) * units
+                ages.add_metric([sample.labels[label] for label in labels], age)
+            yield ages
 
 
 class _Cooling:

@@ -41,6 +41,8 @@ from app.routing.cooling import CoolingSettings
 from app.routing.failover_limits import Limits, RetryBudget
 from app.routing.outcomes import Blame, Failure
 from app.routing.view import View, Views
+from app.seen.history import History
+from app.seen.memory import Memory
 from app.shared.directory import is_private
 from app.sticky.redis import RedisStickyStore
 from app.sticky.session import Stickiness
@@ -73,6 +75,7 @@ class Router:
     views: Views
     jobs: tuple[PeriodicJob, ...]
     in_flight: InFlight
+    memory: Memory
     client_write_timeout_s: float
     head_timeout_s: float
     max_request_bytes: int
@@ -86,6 +89,7 @@ class Router:
         """End what `start` started."""
         for job in self.jobs:
             job.stop()
+        self.memory.end()
         metrics.write_counts()
 
 
@@ -112,6 +116,8 @@ def create_app(config: Config, *, send: Sender | None = None,
                         Waiting(_half(most)), RetryBudget(clock), config.failover_on_capacity_429)
     stickiness = build_stickiness(config, tls, dialer, clock)
     cooling = build_cooling(config, clock)
+    history = build_history(clock)
+    memory = Memory(history)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
     # FLASK_DEBUG is a variable of other programs.
@@ -119,19 +125,20 @@ def create_app(config: Config, *, send: Sender | None = None,
     shared, balanced = runtime_directory(), config.alias_choice == BALANCED
     open_requests = OpenRequests(views, shared / "open" if shared and balanced else None, clock)
     app.register_blueprint(Completions(
-        config, views, stickiness, cooling, attempts, in_flight, open_requests,
+        config, views, stickiness, cooling, attempts, in_flight, open_requests, memory,
         clock).blueprint())
     app.register_blueprint(Models(views).blueprint())
     app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
     app.register_blueprint(Metrics(views, cooling).blueprint())
-    jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, clock)),
+    jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, history, clock)),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S),
+            PeriodicJob("host memory", memory.write, _KEEP_EVERY_S),
             PeriodicJob("metric files", metrics.keep_files, _KEEP_EVERY_S),
             *[PeriodicJob("open requests", open_requests.keep, _KEEP_EVERY_S)] * balanced,
             PeriodicJob("sticky store", stickiness.store.keep, _KEEP_EVERY_S),
             PeriodicJob("cooling store", cooling.records.keep, _KEEP_EVERY_S))
     app.extensions["router"] = Router(
-        views, jobs, in_flight, config.client_write_timeout_ms / 1000,
+        views, jobs, in_flight, memory, config.client_write_timeout_ms / 1000,
         config.client_header_timeout_ms / 1000, config.max_request_bytes)
     return app
 
@@ -184,12 +191,19 @@ def _sticky_store(config: Config, tls: ssl.SSLContext, dialer: Dialer,
                             clock)
 
 
+def build_history(clock: Callable[[], float]) -> History:
+    """Return what remembers what the workers of the host see."""
+    shared = runtime_directory()
+    return History(shared / "seen.sqlite" if shared else pathlib.Path(":memory:"), clock, time.time)
+
+
 def build_feeds(config: Config, tls: ssl.SSLContext, dialer: Dialer, views: Views,
-                clock: Callable[[], float]) -> tuple[Feed[Any], ...]:
+                history: History, clock: Callable[[], float]) -> tuple[Feed[Any], ...]:
     """Return the two feeds, which replace the view."""
     shared = runtime_directory()
     changes = CatalogueChanges(views, shared / "catalogue.json" if shared else None,
-                               lambda: shared is None or is_private(shared))
+                               lambda: shared is None or is_private(shared),
+                               history.catalogue_changed)
     sources: tuple[FeedSource[Any], ...] = (
         FeedSource("models", config.models_url, config.models_refresh_ms / 1000, parse_models,
                    changes.take),
@@ -199,7 +213,7 @@ def build_feeds(config: Config, tls: ssl.SSLContext, dialer: Dialer, views: View
     return tuple(Feed(source, feed_fetcher(
         source.url, proxy=config.proxy_for(source.url), tls=tls, dialer=dialer,
         timeout_s=config.control_plane_timeout_ms / 1000, max_bytes=_MAX_FEED_BYTES),
-        _saved_feed(config, source), clock) for source in sources)
+        _saved_feed(config, source), clock, history.feed_failed) for source in sources)
 
 
 def _saved_feed(config: Config, source: FeedSource[Any]) -> SavedFeed | None:

@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from app import metrics
+from app.routing.catalogue import OTHER
 from app.routing.outcomes import Attempt, Blame, Failure
+from app.routing.usage import Usage
+from app.seen.memory import Memory
 
 logger = logging.getLogger("app.request")
 
@@ -38,11 +41,13 @@ class RequestRecord:
 
     request_id  the request's id, made safe to log
     clock       returns seconds, monotonic
+    memory      of the host; told what the line and the counters are told
     started     when the request came, on that clock
     """
 
-    def __init__(self, request_id: str, clock: Callable[[], float]) -> None:
+    def __init__(self, request_id: str, clock: Callable[[], float], memory: Memory) -> None:
         self.request_id = request_id
+        self._memory = memory
         self._clock = clock
         self.started = clock()
         self._first_byte_at: float | None = None
@@ -62,18 +67,25 @@ class RequestRecord:
         self.cut_cause = ""
         self.attempts: list[dict[str, Any]] = []
         self.failures: list[Failure] = []
+        # The tokens that the answer says it has used.
+        self.usage: Usage | None = None
         # Code that brings the request to another end sets another value.
         self.ending = Ending.CLIENT_GONE
         self.on_finish = list[Callable[[], None]]()
+        memory.active += 1
         metrics.count(metrics.requests_active)
 
     def attempted(self, attempt: Attempt) -> None:
         """Take note of an attempt as it ends."""
-        self.attempts.append({
-            "model": self.label(attempt.model), "outcome": attempt.outcome,
-            "detail": attempt.detail, "ms": round(attempt.duration_ms, 1)})
+        label, outcome = self.label(attempt.model), attempt.outcome
+        self.attempts.append({"model": label, "outcome": outcome, "detail": attempt.detail,
+                              "ms": round(attempt.duration_ms, 1)})
+        first_byte_ms = None
         if attempt.failure is not None:
             self.failures.append(attempt.failure)
+        elif attempt.status is not None and 200 <= attempt.status < 300:
+            first_byte_ms = attempt.duration_ms
+        self._memory.attempted(label, outcome, first_byte_ms)
 
     @property
     def failed_over(self) -> bool:
@@ -83,6 +95,7 @@ class RequestRecord:
     def begin_answer(self) -> None:
         """Take note that the first byte of the answer is here and goes to the client next."""
         self._first_byte_at = self._clock()
+        self._memory.streams += 1
         metrics.count(metrics.streams_open)
 
     def cut_at_shutdown(self) -> None:
@@ -101,16 +114,21 @@ class RequestRecord:
             first_byte_s = self._first_byte_at - self.started
             self._measure(first_byte_s, duration_s)
         self._count()
-        logger.info("request", extra={
+        line = {
             "request_id": self.request_id, "mode": self.mode, "asked": self.asked,
             "sticky": self.sticky, "attempts": self.attempts, "selected": self.selected,
             "status": self.status, "code": self.code, "bytes": self.body_bytes,
             "resent": self.resent, "unfinished": self.unfinished,
             "cut_cause": self.cut_cause if self.ending in _CUTS else "",
             "first_byte_ms": None if first_byte_s is None else _ms(first_byte_s),
-            "duration_ms": _ms(duration_s), "ended": self.ending})
+            "duration_ms": _ms(duration_s), "ended": self.ending}
+        logger.info("request", extra=line)
+        self._memory.finished(self.status, line)
+        if self.usage is not None:
+            self._memory.used(self.selected, self.usage)
 
     def _measure(self, first_byte_s: float, duration_s: float) -> None:
+        self._memory.streams -= 1
         metrics.count(metrics.streams_open, amount=-1)
         metrics.measure(metrics.first_byte_seconds, first_byte_s)
         metrics.measure(metrics.duration_seconds, duration_s)
@@ -136,11 +154,12 @@ class RequestRecord:
                 metrics.count(metric, *labels)
         if self.attempts:
             metrics.measure(metrics.attempts, len(self.attempts))
+        self._memory.active -= 1
         metrics.count(metrics.requests_active, amount=-1)
 
 
 def _other(_model: str) -> str:
-    return "other"
+    return OTHER
 
 
 def _ms(seconds: float) -> float:

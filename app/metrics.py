@@ -14,7 +14,7 @@ Source: specs/001 R13.
 import functools
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, values
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "chutes_autopilot"
 # "Never" as a point in time, so that a worker without a feed is the worst of all.
 NEVER = -math.inf
+
+# The bounds of the histogram by model are so many times two, in milliseconds: 64 ms to 131 s.
+MODEL_FIRST_BYTE_POWERS = range(6, 18)
 
 # How prometheus_client names the files of the kinds of metrics that there are here.
 _FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin")
@@ -75,6 +78,12 @@ first_byte_seconds = _histogram(
 duration_seconds = _histogram(
     "duration_seconds", "From a request's arrival to the end of its answer.",
     buckets=(.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800))
+model_first_byte_seconds = _histogram(
+    "model_first_byte_seconds", "From an attempt's start to the first byte of its 2xx, by model.",
+    labelnames=["model"], buckets=[2 ** power / 1000 for power in MODEL_FIRST_BYTE_POWERS])
+tokens_total = _counter(
+    "tokens", "Tokens that complete answers say they have used; cached are a part of input.",
+    ["model", "kind"])
 attempts = _histogram("attempts", "Attempts made for a request.", buckets=(1, 2, 3, 4, 6, 8))
 response_bytes_total = _counter("response_bytes", "Bytes of answers' bodies passed on.")
 streams_open = _sum_of_workers("streams_open", "Answers being passed on.")
@@ -104,9 +113,13 @@ sticky_errors_total = _counter(
 _ready_snapshot_taken_at = _worst_worker("ready_snapshot_taken_at", "When the ranking was fetched.")
 _ready_allowlist_taken_at = _worst_worker(
     "ready_allowlist_taken_at", "When the allowlist was fetched.")
+_feed_taken_at = _worst_worker(
+    "feed_taken_at", "When the content of a feed was current.", labelnames=["feed"])
 # Until the first view is shown; the CA bundle is loaded before that.
 _ready_snapshot_taken_at.set(NEVER)
 _ready_allowlist_taken_at.set(NEVER)
+for _feed in ("models", "utilization"):
+    _feed_taken_at.labels(_feed).set(NEVER)
 _ready_candidates = _worst_worker("ready_candidates", "Ranked candidates of the worst worker.")
 _ready_allowlist_size = _worst_worker(
     "ready_allowlist_size", "Allowlisted ids of the worst worker.")
@@ -119,7 +132,7 @@ _unobserved: list[tuple[Histogram, float]] = []
 
 
 @functools.lru_cache(maxsize=4096)
-def _child(metric: Counter | Gauge, *labels: str | int) -> Any:
+def _child(metric: Counter | Gauge | Histogram, *labels: str | int) -> Any:
     return metric.labels(*labels)
 
 
@@ -128,19 +141,40 @@ def count(metric: Counter | Gauge, *labels: str | int, amount: float = 1) -> Non
 
     Where there is no room for a new label's number, that number is lost and nothing else.
     """
-    try:
-        child = _child(metric, *labels) if labels else metric
-    except OSError as error:
-        _growing.failing(type(error).__name__)
-        return
-    _write_after_this_turn()
-    _uncounted[child] = _uncounted.get(child, 0) + amount
+    child = _labelled(metric, labels)
+    if child is not None:
+        _write_after_this_turn()
+        _uncounted[child] = _uncounted.get(child, 0) + amount
 
 
 def measure(histogram: Histogram, value: float) -> None:
     """Put a value into a histogram."""
     _write_after_this_turn()
     _unobserved.append((histogram, value))
+
+
+def measure_many(histogram: Histogram, counts: Mapping[int, int], total: float,
+                 *labels: str) -> None:
+    """Put many values into a histogram at once, with the values of its labels in order.
+
+    counts  number of a bucket, from 0 -> how many values fall into it
+    total   sum of all values
+    Raises  OSError if a file cannot grow
+    Cost    1 µs for each bucket, no switch
+    """
+    child = _labelled(histogram, labels)
+    if child is not None:
+        child._sum.inc(total)
+        for bucket, number in counts.items():
+            child._buckets[bucket].inc(number)
+
+
+def _labelled(metric: Counter | Gauge | Histogram, labels: tuple[str | int, ...]) -> Any:
+    try:
+        return _child(metric, *labels) if labels else metric
+    except OSError as error:
+        _growing.failing(type(error).__name__)
+        return None
 
 
 def _write_after_this_turn() -> None:
@@ -225,6 +259,8 @@ def show_view(candidates: int, snapshot_taken_at: float | None, allowlist_size: 
     _ready_allowlist_size.set(allowlist_size)
     _ready_snapshot_taken_at.set(NEVER if snapshot_taken_at is None else snapshot_taken_at)
     _ready_allowlist_taken_at.set(NEVER if allowlist_taken_at is None else allowlist_taken_at)
+    for feed, taken_at in (("models", allowlist_taken_at), ("utilization", snapshot_taken_at)):
+        _feed_taken_at.labels(feed).set(NEVER if taken_at is None else taken_at)
 
 
 def count_refresh(feed: str, dropped: int | None) -> None:

@@ -136,6 +136,6 @@ def metric_names():
     declared = [vars(metrics)[name] for name in vars(metrics)]
     names = {d._name + ("_total" if isinstance(d, Counter) else "") for d in declared
              if isinstance(d, (Counter, Gauge, Histogram))}
-    ages = {taken: shown for taken, (shown, _) in exposition.AGE_OF.items()}
+    ages = {taken: shown for taken, (shown, *_) in exposition.AGE_OF.items()}
     names.add(exposition.MODEL_COOLING)
     return {ages.get(name, name).removeprefix("chutes_autopilot_") for name in names}

@@ -25,16 +25,17 @@ ROOMS = {
     "request_head": "errors", "refusals": "errors",
     "inflight": "errors eventloop",
     "draining": "client_socket inflight",
-    "journal": "metrics routing",
+    "seen": "routing shared metrics",
+    "journal": "metrics routing seen",
     "open_requests": "shared routing",
     "sticky": "dialing eventloop logs metrics shared routing",
     "cooling": "metrics shared routing",
     "upstream": "errors client eventloop dialing logs metrics journal routing",
     "control": "errors eventloop dialing files logs metrics routing schema_fields",
     "routes": "errors client config logs metrics exposition journal eventloop inflight routing "
-              "open_requests sticky cooling upstream",
+              "open_requests sticky cooling upstream seen",
     "factory": "dialing config eventloop shared metrics journal inflight routing open_requests "
-               "sticky cooling upstream control routes",
+               "sticky cooling upstream control routes seen",
     "wsgi": "config factory",
     "master": "",
     "worker": "errors config eventloop dialing heartbeat logs log_writer hang_ups client_socket "

@@ -23,7 +23,7 @@ from gunicorn.http import get_parser, wsgi
 from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
 from gunicorn.workers.workertmp import WorkerTmp
-from prometheus_client import CollectorRegistry, Counter, values
+from prometheus_client import CollectorRegistry, Counter, Histogram, values
 from urllib3 import PoolManager
 from prometheus_client.mmap_dict import MmapedDict
 from redis.connection import parse_url
@@ -244,6 +244,18 @@ def test_urllib3s_tls_within_tls_has_the_outer_connection():
         assert inner.fileno() == ours.fileno()
     assert hasattr(SSLTransport, "cipher") and hasattr(ssl.SSLSocket, "cipher")
     assert not hasattr(socket.socket, "cipher") and not hasattr(SSLTransport, "setsockopt")
+
+
+def test_a_histogram_of_prometheus_keeps_each_bucket_by_itself():
+    """app/metrics.py puts many values into one at once."""
+    registry = CollectorRegistry()
+    child = Histogram("h", "", ["x"], buckets=(1, 2), registry=registry).labels("a")
+    for bucket, number in enumerate((3, 4, 5)):
+        child._buckets[bucket].inc(number)
+    child._sum.inc(20)
+    assert registry.get_sample_value("h_bucket", {"x": "a", "le": "2.0"}) == 7
+    assert registry.get_sample_value("h_count", {"x": "a"}) == 12
+    assert registry.get_sample_value("h_sum", {"x": "a"}) == 20
 
 
 def test_a_file_of_prometheus_grows_in_one_place(tmp_path):

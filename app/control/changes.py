@@ -29,11 +29,14 @@ class CatalogueChanges:
     path    of a file that keeps the last catalogue's ids for the workers of the host; None: this
             worker is alone
     usable  says whether the file's directory may be read and written now
+    tell    told of each change, and of the models that it befell
     """
 
     def __init__(self, views: Views, path: pathlib.Path | None,
-                 usable: Callable[[], bool] = lambda: True) -> None:
+                 usable: Callable[[], bool] = lambda: True,
+                 tell: Callable[[str, list[str]], None] = lambda *_: None) -> None:
         self._views = views
+        self._tell = tell
         self._path = path
         self._usable = usable
 
@@ -56,6 +59,7 @@ class CatalogueChanges:
                 if number % _LINES_PER_SLICE == 0:
                     pause()
             if ids:
+                self._tell(change, sorted(ids))
                 count(catalogue_changes_total, change, amount=len(ids))
 
     def _exchange(self, path: pathlib.Path, catalogue: Catalogue,

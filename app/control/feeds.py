@@ -62,10 +62,13 @@ class Feed(Generic[Content]):
     fetch   returns the document's bytes; raises FetchFailed
     saved   file that shares and keeps the document, or None
     clock   returns seconds, monotonic
+    tell    told of each failure: the feed's name, and why
     """
 
     def __init__(self, source: FeedSource[Content], fetch: Callable[[], bytes],
-                 saved: SavedFeed | None, clock: Callable[[], float] = time.monotonic) -> None:
+                 saved: SavedFeed | None, clock: Callable[[], float] = time.monotonic,
+                 tell: Callable[[str, str], None] = lambda *_: None) -> None:
+        self._tell = tell
         self._source = source
         self._fetch = fetch
         self._saved = saved
@@ -121,6 +124,7 @@ class Feed(Generic[Content]):
         except FetchFailed as error:
             count_refresh(self._source.name, None)
             self._state.failing(str(error))
+            self._tell(self._source.name, str(error))
             return False
         self._failures = 0
         self._state.working()

@@ -26,13 +26,14 @@ from app.routing.decision import (Asked, Caller, Decision, Mode, Rules, decide, 
                                   refuse_unknown)
 from app.routing.error_body import MAX_BYTES
 from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
-from app.routing.event_stream import StreamTail, is_event_stream
+from app.routing.event_stream import StreamTail, is_event_stream, readable_type
 from app.routing.headers import (NO_RETRY, Field, client_headers, selected_fields, skipped_fields,
                                  upstream_headers, value_of)
 from app.routing.model_field import ModelField, find_model
 from app.routing.needs import NO_NEEDS, Needs
 from app.routing.needs_reader import read_needs
 from app.routing.view import View, Views
+from app.seen.memory import Memory
 from app.sticky.session import ClientStickiness, Stickiness
 from app.upstream.failover import Attempts, Committed, Prepared, uncounted
 from app.upstream.relay import Relay
@@ -65,6 +66,7 @@ class Completions:
     attempts       carries a request out
     in_flight      the worker's requests
     open_requests  of the host, by model
+    memory         takes note of what this host sees
     clock          returns seconds, monotonic
     """
 
@@ -75,6 +77,7 @@ class Completions:
     attempts: Attempts
     in_flight: InFlight
     open_requests: OpenRequests
+    memory: Memory
     clock: Callable[[], float] = time.monotonic
 
     @functools.cached_property
@@ -99,7 +102,7 @@ class Completions:
         Raises  ApiError, ClientGone
         """
         environ = request.environ
-        record = RequestRecord(environ["router.request_id"], self.clock)
+        record = RequestRecord(environ["router.request_id"], self.clock, self.memory)
         try:
             return self._answer(path, environ, record, self._admit(environ, record))
         except (ApiError, BodyTooSlow, ShuttingDown) as error:
@@ -221,13 +224,15 @@ class Completions:
             record.ending = Ending.COMPLETE
         if decision.mode is not Mode.DIRECT:
             fields += [*selected_fields(committed.model), *_told_of(decision)]
-        tail = StreamTail() if is_event_stream(upstream.status, upstream.fields) else None
-        if tail is not None and cuts:
+        kind = readable_type(upstream.status, upstream.fields)
+        is_stream = is_event_stream(kind)
+        if is_stream and cuts:
             # A client that knows the length would take all bytes for a complete answer.
             fields = [field for field in fields if field[0].lower() != "content-length"]
         delimited = environ["SERVER_PROTOCOL"] != "HTTP/1.0" or any(
             name.lower() == "content-length" for name, _ in fields)
-        relay = Relay(upstream, first, record, client, delimited=delimited, tail=tail, cuts=cuts)
+        relay = Relay(upstream, first, record, client, delimited=delimited, is_stream=is_stream,
+                      tail=StreamTail() if kind else None, cuts=cuts)
         return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,
                                direct_passthrough=True)
 

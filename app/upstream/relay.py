@@ -12,6 +12,7 @@ from app.errors import BodyBroke, StreamCut
 from app.journal import Ending, RequestRecord
 from app.logs import places
 from app.routing.event_stream import StreamTail
+from app.routing.usage import read_usage
 from app.upstream.transport import UpstreamResponse
 
 logger = logging.getLogger(__name__)
@@ -25,18 +26,21 @@ class Relay:
     record     told of every byte and of the end
     client     the client's connection
     delimited  whether the client can tell the end of the body from the end of the connection
-    tail       of an event stream that must end in [DONE]; None: any end is right
+    tail       remembers the end of an answer that says what it has used; None for any other
+    is_stream  it is an event stream, which must end in [DONE]; it has a tail
     cuts       whether an event stream without [DONE] is cut
     """
 
     def __init__(self, response: UpstreamResponse, first: bytes, record: RequestRecord,
-                 client: Client, *, delimited: bool, tail: StreamTail | None, cuts: bool) -> None:
+                 client: Client, *, delimited: bool, tail: StreamTail | None, is_stream: bool,
+                 cuts: bool) -> None:
         self._response = response
         self._first = first
         self._record = record
         self._client = client
         self._delimited = delimited
         self._tail = tail
+        self._is_stream = is_stream
         self._cuts = cuts
         if not delimited:
             # To a client that reads until the connection closes (HTTP/1.0, nginx by default) only
@@ -65,11 +69,13 @@ class Relay:
                 "where": places(error)})
             record.ending = Ending.INTERNAL_ERROR
             raise StreamCut from None
-        record.unfinished = tail is not None and not tail.is_done()
+        record.unfinished = tail is not None and self._is_stream and not tail.is_done()
         if record.unfinished and self._cuts:
             record.ending, record.cut_cause = Ending.CUT_BY_UPSTREAM, "unfinished"
             raise StreamCut
         record.ending = Ending.COMPLETE
+        if tail is not None and not record.unfinished:
+            record.usage = read_usage(tail.last())
 
     def close(self) -> None:
         """Let go of upstream and client, whatever ended the answer. Closing twice is harmless."""

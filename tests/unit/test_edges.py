@@ -12,6 +12,7 @@ from app.routing.headers import client_headers, sane_request_id, upstream_header
 from app.routing.catalogue import Model
 from app.routing.ranking import UtilizationRow
 from app.routing.view import View, Views
+from app.seen.memory import Memory
 
 
 def test_wsgi_names_become_header_fields_and_server_variables_do_not_cross():
@@ -56,7 +57,7 @@ def test_every_error_has_all_four_keys_and_its_place_in_the_table(code):
 def test_a_requests_line_is_written_once_and_says_how_it_ended(caplog):
     """001-R8"""
     now = [10.0]
-    record = RequestRecord("the-id", lambda: now[0])
+    record = RequestRecord("the-id", lambda: now[0], Memory())
     now[0] = 10.25
     record.begin_answer()
     now[0] = 11.0

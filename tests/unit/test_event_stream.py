@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.routing.event_stream import StreamTail, is_event_stream
+from app.routing.event_stream import StreamTail, is_event_stream, readable_type
 
 DONE = b"data: [DONE]\n\n"
 
@@ -43,11 +43,23 @@ def test_what_is_remembered_of_a_stream_is_bounded():
 def test_only_an_uncoded_2xx_of_its_type_is_an_event_stream():
     """006-W14"""
     kind = ("CONTENT-TYPE", "Text/Event-Stream; charset=utf-8")
-    assert is_event_stream(200, [kind]) and is_event_stream(206, [kind, ("a", "b")])
-    assert is_event_stream(200, [kind, ("Content-Encoding", "identity")])
-    assert not is_event_stream(200, [kind, ("content-encoding", "gzip")])
-    assert not is_event_stream(404, [kind]) and not is_event_stream(200, [])
+
+    def is_stream(status, *fields):
+        return is_event_stream(readable_type(status, fields))
+
+    assert is_stream(200, kind) and is_stream(206, kind, ("a", "b"))
+    assert is_stream(200, kind, ("Content-Encoding", "identity"))
+    assert not is_stream(200, kind, ("content-encoding", "gzip"))
+    assert not is_stream(404, kind) and not is_stream(200)
+    assert not is_stream(200, ("Content-Type", "application/json"))
     for other in ("text/event-stream2", "text/event-streams; x=text/event-stream", "event-stream"):
-        assert not is_event_stream(200, [("Content-Type", other)])
+        assert not is_stream(200, ("Content-Type", other))
     for spelled in ("text/event-stream", " TEXT/EVENT-STREAM ;charset=x", "text/event-stream;"):
-        assert is_event_stream(200, [("Content-Type", spelled)])
+        assert is_stream(200, ("Content-Type", spelled))
+
+
+def test_the_end_of_a_2xx_of_json_is_worth_remembering():
+    """008-R6"""
+    kind = ("content-type", "Application/JSON; charset=utf-8")
+    assert readable_type(200, [kind]) and not readable_type(400, [kind])
+    assert not readable_type(200, [("Content-Type", "text/html")]) and not readable_type(200, [])
