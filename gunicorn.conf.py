@@ -12,12 +12,13 @@ import resource
 import secrets
 import signal
 import sys
+import time
 
 # At a reload the master would go on with the modules that it has, beside those of its new workers.
 for module in [name for name in sys.modules if name.split(".")[0] == "app"]:
     del sys.modules[module]
 
-from app.config import (ALIASES_TEXT, RUNTIME_DIRECTORY, RUNTIME_OWNER,  # noqa: E402
+from app.config import (ALIASES_TEXT, RUNTIME_DIRECTORY, RUNTIME_OWNER, STARTED_AT,  # noqa: E402
                         ConfigError, load_config)
 from app.logs import logging_config  # noqa: E402
 from app.master import judge_arguments, only_checks, refuse_unsound_reloads  # noqa: E402
@@ -74,6 +75,7 @@ elif os.environ.get(RUNTIME_OWNER) != str(os.getpid()):
     except NoDirectory as error:
         sys.exit(str(error))
     os.environ[RUNTIME_OWNER] = str(os.getpid())
+    os.environ[STARTED_AT] = str(time.time())
     os.environ[RUNTIME_DIRECTORY] = directory
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.path.join(directory, METRICS)
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,8 +24,12 @@ from app.proxies import goes_direct
 # gunicorn.conf.py sets these for its workers; an operator sets neither.
 RUNTIME_DIRECTORY = "CHUTES_ROUTER_RUNTIME_DIRECTORY"
 RUNTIME_OWNER = "CHUTES_ROUTER_RUNTIME_OWNER"
+# Seconds since the epoch at which the master started.
+STARTED_AT = "CHUTES_ROUTER_STARTED_AT"
 # The aliases file as the master has judged it, for workers that start when it has changed.
 ALIASES_TEXT = "CHUTES_ROUTER_ALIASES_TEXT"
+
+VERSION = "1.0"
 
 PASS_UNKNOWN = "pass"
 OPENAI_ERRORS = "openai"
@@ -355,3 +360,8 @@ def runtime_directory() -> pathlib.Path | None:
     """Return the directory that gunicorn's master made for its workers; None without a master."""
     path = os.environ.get(RUNTIME_DIRECTORY)
     return None if path is None else pathlib.Path(path)
+
+
+def started_at() -> float:
+    """Return when the master started, seconds since the epoch; without a master that is now."""
+    return float(os.environ.get(STARTED_AT) or time.time())

@@ -15,7 +15,7 @@ from typing import Any
 from flask import Flask
 
 from app import metrics
-from app.config import BALANCED, Config, runtime_directory
+from app.config import BALANCED, Config, runtime_directory, started_at
 from app.control.changes import CatalogueChanges
 from app.control.feed_client import feed_fetcher
 from app.control.feeds import Feed, FeedSource
@@ -36,6 +36,7 @@ from app.routes.cors import Cors
 from app.routes.health import Health
 from app.routes.metrics import Metrics
 from app.routes.models import Models
+from app.routes.status import Status
 from app.routing.client_key import ClientKeys
 from app.routing.cooling import CoolingSettings
 from app.routing.failover_limits import Limits, RetryBudget
@@ -118,6 +119,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     cooling = build_cooling(config, clock)
     history = build_history(clock)
     memory = Memory(history)
+    health = Health(config, views, in_flight, clock)
     app = Application(in_flight, config.client_write_timeout_ms / 1000,
                       Cors(config.cors_allow_origins))
     # FLASK_DEBUG is a variable of other programs.
@@ -128,8 +130,10 @@ def create_app(config: Config, *, send: Sender | None = None,
         config, views, stickiness, cooling, attempts, in_flight, open_requests, memory,
         clock).blueprint())
     app.register_blueprint(Models(views).blueprint())
-    app.register_blueprint(Health(config, views, in_flight, clock).blueprint())
+    app.register_blueprint(health.blueprint())
     app.register_blueprint(Metrics(views, cooling).blueprint())
+    app.register_blueprint(Status(config, views, memory, health.not_ready_reason,
+                                  cooling.conditions, started_at(), clock).blueprint())
     jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, history, clock)),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S),
             PeriodicJob("host memory", memory.write, _KEEP_EVERY_S),

@@ -80,12 +80,10 @@ class RequestRecord:
         label, outcome = self.label(attempt.model), attempt.outcome
         self.attempts.append({"model": label, "outcome": outcome, "detail": attempt.detail,
                               "ms": round(attempt.duration_ms, 1)})
-        first_byte_ms = None
         if attempt.failure is not None:
             self.failures.append(attempt.failure)
-        elif attempt.status is not None and 200 <= attempt.status < 300:
-            first_byte_ms = attempt.duration_ms
-        self._memory.attempted(label, outcome, first_byte_ms)
+        self._memory.attempted(label, outcome,
+                               attempt.duration_ms if attempt.is_success else None)
 
     @property
     def failed_over(self) -> bool:

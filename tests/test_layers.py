@@ -28,12 +28,13 @@ ROOMS = {
     "seen": "routing shared metrics",
     "journal": "metrics routing seen",
     "open_requests": "shared routing",
+    "page": "config routing seen",
     "sticky": "dialing eventloop logs metrics shared routing",
     "cooling": "metrics shared routing",
     "upstream": "errors client eventloop dialing logs metrics journal routing",
     "control": "errors eventloop dialing files logs metrics routing schema_fields",
     "routes": "errors client config logs metrics exposition journal eventloop inflight routing "
-              "open_requests sticky cooling upstream seen",
+              "open_requests sticky cooling upstream seen page",
     "factory": "dialing config eventloop shared metrics journal inflight routing open_requests "
                "sticky cooling upstream control routes seen",
     "wsgi": "config factory",
@@ -95,6 +96,7 @@ def test_each_library_has_its_door():
     assert importers("prometheus_client") == {
         "app/metrics.py", "app/metric_files.py", "app/exposition.py"}
     assert importers("redis") == {"app/sticky/redis.py", "app/sticky/redis_connections.py"}
+    assert importers("jinja2") == {"app/page/document.py"}
     assert importers("sqlite3") == {"app/shared/sqlite.py"}
     assert importers("marshmallow") == {
         "app/control/schemas.py", "app/alias_file.py", "app/schema_fields.py"}

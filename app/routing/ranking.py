@@ -76,6 +76,11 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     instances: int = 1
     full: bool = False
 
+    @property
+    def utilization(self) -> float:
+        """Return how busy it is, as the score sees it; above 1 where it is over-committed."""
+        return 1 - self.parts.free / self.instances
+
 
 class Rejection(enum.StrEnum):
     """Why no alias may choose a chute."""

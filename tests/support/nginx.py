@@ -34,17 +34,19 @@ def executable(name):
 class Nginx:
     """The site file in front of a router; use as a context manager.
 
-    upstream  what stands behind `server`: host:port, or unix:/path
-    port      where it listens, on every loopback address
+    upstream   what stands behind `server`: host:port, or unix:/path
+    port       where it listens, on every loopback address
+    locations  of an operator's own, put before the site's
     """
 
-    def __init__(self, upstream):
+    def __init__(self, upstream, locations=""):
         self._upstream, self.port = upstream, free_port()
         self.folder = pathlib.Path(tempfile.mkdtemp())
         (self.folder / "site.conf").write_text(replaced(SITE, {
             "    listen 80 default_server": f"    listen {self.port} default_server",
             "    listen [::]:80 ": f"    {self._by_ipv6()}",
             "server 127.0.0.1:8080;": f"server {upstream};",
+            "    location / {": f"{locations}    location / {{",
             "/var/log/nginx/access.log": f"{self.folder}/access.log"}))
         (self.folder / "nginx.conf").write_text(replaced(MAIN, {
             "user www-data;": "user root;" if os.geteuid() == 0 else "",

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tests.support.feeds import models_feed, utilization_row
-from tests.support.nginx import Nginx
+from tests.support.nginx import SITE, Nginx
 from tests.support.router import Answer, Router, free_port, read_to_end, read_until, until
 from tests.support.upstream import (DEADLINE_S, Upstream, complete, pieces, reset_at_once,
                                     unavailable)
@@ -188,6 +188,16 @@ def test_metrics_and_readiness_are_closed_to_outsiders_and_liveness_is_not(site)
     assert site.ask(b"", "127.0.0.2", "GET", "/healthz").body == b"ok"
     assert site.ask(b"", "127.0.0.1", "GET", "/readyz").body == b"ready"
     assert b"chutes_autopilot_" in site.ask(b"", "127.0.0.1", "GET", "/metrics").body
+
+
+def test_the_status_page_is_closed_to_outsiders_until_a_line_opens_it(site):
+    """008-R16"""
+    for path in ("/status", "//status", "/%73tatus", "/status?x=1"):
+        answer = site.ask(b"", "127.0.0.2", "GET", path)
+        assert answer.status in (403, 404) and answer.error["param"] is None, path
+    answer = site.ask(b"", "127.0.0.1", "GET", "/status")
+    assert answer.status == 200 and b'"configuration"' in answer.body
+    assert SITE.read_text().count("        # allow 192.0.2.0/24;\n        deny all;") == 1
 
 
 def test_what_the_backend_tells_a_proxy_to_do_is_not_done_and_passes(site):

@@ -132,6 +132,14 @@ def test_no_metric_has_any_of_it(planted):
     assert [secret for secret in PLANTED if secret in shown] == []
 
 
+def test_neither_the_status_page_nor_its_json_has_any_of_it(planted):
+    """007-R11, 008-R4"""
+    for accept in ("text/html", "application/json"):
+        shown = planted.router.get("/status", {"Accept": accept}).body.decode()
+        assert "upstream_connect_error" in shown or "no connection" in shown
+        assert [secret for secret in PLANTED if secret in shown] == []
+
+
 def test_no_error_made_here_has_any_of_it(planted):
     """007-R11, 002-R21"""
     assert planted.said.count(b'"error"') >= 15

@@ -1,0 +1,119 @@
+"""Is the router well? In one word, and in a sentence for each thing that is wrong.
+
+Source: specs/008 R11.
+"""
+
+import dataclasses
+import enum
+from typing import Any, NamedTuple
+
+from app.page.words import age, failures, number
+
+# Below that a few unlucky requests would raise an alarm.
+_FEWEST = 5
+_MANY_ERRORS, _SOME_ERRORS = 0.05, 0.01
+_MANY_FAILURES = 0.2
+# Sentences about single models.
+_MOST_MODELS = 5
+
+
+class Level(enum.StrEnum):
+    """How well the router is."""
+
+    WELL = "well"
+    TROUBLE = "trouble"
+    BAD = "bad"
+
+
+class Wrong(NamedTuple):
+    """A thing that is wrong, as a sentence; `name` is the model or alias that it begins with."""
+
+    level: Level
+    name: str
+    says: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How well the router is, in a few words, and what is wrong: the worst first."""
+
+    level: Level
+    title: str
+    wrong: tuple[Wrong, ...]
+
+
+_TITLES = {Level.WELL: "The router is well",
+           Level.TROUBLE: "The router works, with some trouble",
+           Level.BAD: "The router is not well"}
+
+
+def verdict(picture: dict[str, Any], not_ready: str | None) -> Verdict:
+    """Judge a picture.
+
+    picture    see app.page.picture
+    not_ready  a sentence on why the router is not ready, or None
+
+    Source: specs/008 R11.
+    """
+    wrong = [*_readiness(picture, not_ready), *_errors(picture["requests"]["by_status"]),
+             *_feeds(picture["feeds"]), *_models(picture)]
+    levels = [each.level for each in wrong]
+    level = next((each for each in (Level.BAD, Level.TROUBLE) if each in levels), Level.WELL)
+    return Verdict(level, _TITLES[level],
+                   tuple(sorted(wrong, key=lambda each: each.level is not Level.BAD)))
+
+
+def _readiness(picture: dict[str, Any], not_ready: str | None) -> list[Wrong]:
+    if not_ready:
+        return [Wrong(Level.BAD, "", f"It is not ready. {not_ready}")]
+    return [Wrong(Level.BAD, alias["name"], "has no model: whoever asks for it gets a 503.")
+            for alias in picture["aliases"] if not alias["count"]]
+
+
+def _errors(by_status: dict[str, int]) -> list[Wrong]:
+    total = sum(by_status.values())
+    errors = {status: count for status, count in by_status.items() if status >= "500"}
+    bad = sum(errors.values())
+    if total < _FEWEST or bad < _SOME_ERRORS * total:
+        return []
+    listed = ", ".join(f"{number(count)} × {status}" for status, count in errors.items())
+    return [Wrong(Level.BAD if bad >= _MANY_ERRORS * total else Level.TROUBLE, "",
+                  f"{number(bad)} of {number(total)} requests in the last ten minutes ended in an "
+                  f"error: {listed}.")]
+
+
+def _feeds(feeds: list[dict[str, Any]]) -> list[Wrong]:
+    return [Wrong(Level.TROUBLE, "",
+                  f"The {feed['name']} feed cannot be fetched: {feed['last_failure']['why']}. "
+                  + ("Nothing of it is here." if feed["age_s"] is None else
+                     f"What is in use is {age(feed['age_s'])} old."))
+            for feed in feeds if feed["failing"]]
+
+
+def _models(picture: dict[str, Any]) -> list[Wrong]:
+    cooling = {each["model"]: each["cooling_s"] for alias in picture["aliases"]
+               for each in alias["candidates"] if each["cooling_s"]}
+    failing = [model for model in picture["models"]
+               if is_failing(model) or model["model"] in cooling]
+    said = [Wrong(Level.TROUBLE, model["model"], _of_model(model, cooling.get(model["model"])))
+            for model in failing[:_MOST_MODELS]]
+    if len(failing) > _MOST_MODELS:
+        said.append(Wrong(Level.TROUBLE, "", f"{len(failing) - _MOST_MODELS} more models fail."))
+    return said
+
+
+def _of_model(model: dict[str, Any], cooling_s: float | None) -> str:
+    does = f"is cooling for {age(cooling_s)} more" if cooling_s else "fails"
+    tried = number(attempts(model))
+    return f"{does}: {failures(model['failures'])} in {tried} attempts."
+
+
+def attempts(model: dict[str, Any]) -> int:
+    """Return how many attempts on a model have come to an end of their own."""
+    return int(model["answers"]) + sum(model["failures"].values())
+
+
+def is_failing(model: dict[str, Any]) -> bool:
+    """Say whether so many attempts on a model fail that somebody should know."""
+    failed = sum(model["failures"].values())
+    return failed >= 3 and failed >= _MANY_FAILURES * attempts(model)
