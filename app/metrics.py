@@ -157,9 +157,10 @@ def measure_many(histogram: Histogram, counts: Mapping[int, int], total: float,
                  *labels: str) -> None:
     """Put many values into a histogram at once, with the values of its labels in order.
 
+    Where there is no room for new labels the values are lost, and nothing else.
+
     counts  number of a bucket, from 0 -> how many values fall into it
     total   sum of all values
-    Raises  OSError if a file cannot grow
     Cost    1 µs for each bucket, no switch
     """
     child = _labelled(histogram, labels)

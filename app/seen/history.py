@@ -163,9 +163,8 @@ class History:
 
     def catalogue_changed(self, change: str, models: Iterable[str]) -> None:
         """Take note that models have appeared or gone."""
-        now = self._wall_clock()
-        self._database.write("DELETE FROM changes WHERE at < ?", now - _A_DAY_S)
-        self._database.write(_ADD_CHANGES, now, change, json.dumps(list(models)[:_MOST_CHANGES]))
+        self._database.write(_ADD_CHANGES, self._wall_clock(), change,
+                             json.dumps(list(models)[:_MOST_CHANGES]))
         self._database.write("DELETE FROM changes WHERE id <= (SELECT max(id) FROM changes) - ?",
                              _MOST_CHANGES)
 
@@ -198,9 +197,7 @@ class History:
                 else:
                     slices[place][str(what)] = number
             pause()
-        [(active, streams)] = read(
-            "SELECT sum(active), sum(streams) FROM workers WHERE at >= ?",
-            self._clock() - _WORKER_LIVES_S) or [(0, 0)]
+        [(active, streams)] = read("SELECT sum(active), sum(streams) FROM workers") or [(0, 0)]
         recent = [json.loads(line) for line, in read(
             "SELECT line FROM recent ORDER BY id DESC LIMIT ?", MOST_RECENT)]
         changes = read("SELECT at, model, change FROM changes WHERE at >= ? ORDER BY id DESC",

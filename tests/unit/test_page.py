@@ -99,7 +99,8 @@ def test_errors_are_judged_by_their_share(statuses, level):
 
 
 @pytest.mark.parametrize("answers, failed, fails", [
-    (0, 0, False), (100, 0, False), (0, 2, False), (0, 3, True), (12, 3, True), (13, 3, False)])
+    (0, 0, False), (100, 0, False), (0, 2, False), (0, 3, True), (12, 3, True), (13, 3, False),
+    (100, 24, False)])
 def test_a_model_fails_when_enough_of_its_attempts_do(answers, failed, fails):
     """008-R11"""
     seen = ModelSeen(statuses={"200": answers}, outcomes={"upstream_503": failed, "abandoned": 9})

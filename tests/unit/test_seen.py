@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from app import metrics
 from app.eventloop import pause
 from app.seen.history import SLICE_S, SLICES, History, ModelSeen, bucket_of
-from app.seen.memory import Memory, _FirstBytes
+from app.seen.memory import Memory
 
 NOW = 1.7e9
 
@@ -64,12 +64,13 @@ def test_what_was_written_outlives_the_worker_and_the_rest_is_lost(host):
     assert [each["request_id"] for each in host.worker().read(pause).recent] == ["1"]
 
 
-def test_a_worker_that_ends_writes_the_rest(host):
+def test_a_worker_that_ends_writes_the_rest(host, monkeypatch):
     """008-R1"""
     ending = host.worker()
     ending.active = 1
     ending.finished(200, line(1))
     ending.end()
+    monkeypatch.setattr("os.getpid", lambda: -1)
     asked = host.worker()
     assert asked.read(pause).slices[-1] == {"200": 1} and asked.read(pause).active == 0
 
@@ -123,6 +124,7 @@ def test_the_last_fifty_requests_of_the_host_are_kept_the_newest_first(host):
     one.write()
     recent = other.read(pause).recent
     assert len(recent) == 50
+    assert other._history._database.read("SELECT count(*) FROM recent") == [(50,)]
     times = [each["time"] for each in recent]
     assert times == sorted(times, reverse=True) and recent[0]["request_id"] == "89"
 
@@ -139,12 +141,13 @@ def test_a_median_is_right_to_a_tenth(times, share):
 @given(st.lists(st.floats(0, 600_000), min_size=1, max_size=50))
 def test_the_metric_gets_the_same_first_bytes_in_wider_buckets(times):
     """008-R7"""
-    first_bytes, powers = _FirstBytes(), metrics.MODEL_FIRST_BYTE_POWERS
+    worker, powers = Memory(), metrics.MODEL_FIRST_BYTE_POWERS
     histogram = Histogram("seconds", "", ["model"], buckets=[2 ** power for power in powers],
                           registry=CollectorRegistry())
     for ms in times:
-        first_bytes.add(ms)
-    metrics.measure_many(histogram, first_bytes.bounds(), first_bytes.total_ms, "a")
+        worker.attempted("a", "200", ms)
+    share = worker._shares["a"]
+    metrics.measure_many(histogram, share.bounds(), share.total_ms, "a")
     [family] = histogram.collect()
     shown = {sample.labels.get("le"): sample.value for sample in family.samples
              if sample.name.endswith("_bucket")}
@@ -178,7 +181,8 @@ def test_a_file_that_is_removed_is_made_anew(host):
     for path in host.path.parent.iterdir():
         path.unlink()
     worker.finished(200, line(1))
-    assert worker.read(pause).slices[-1] == {"200": 1}
+    worker.write()
+    assert host.worker().read(pause).slices[-1] == {"200": 1}
 
 
 def test_without_a_file_nothing_is_remembered_and_nothing_fails(tmp_path):

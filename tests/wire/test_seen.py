@@ -66,6 +66,17 @@ def test_tokens_are_counted_of_complete_answers_that_say_them(router, model, sai
     assert tokens(router, before, model) == said
 
 
+def test_a_stream_without_its_end_counts_no_tokens_where_it_is_not_cut_either(upstream):
+    """008-R6"""
+    with Router(upstream.url, CUT_UNFINISHED_STREAMS="false") as router:
+        router.wait_until_fed()
+        before = router.metrics_at_rest()
+        assert router.chat("cut").ended == "complete"
+        assert tokens(router, before, "cut") == (0, 0, 0)
+        router.chat("whole")
+        assert tokens(router, before, "whole") == (12, 34, 5)
+
+
 def test_first_bytes_are_measured_by_model(router):
     """008-R7"""
     before = metrics_written(router)
@@ -150,4 +161,5 @@ def test_what_is_under_way_is_told_of_all_workers(upstream):
               == (6, 6))
         for connection in held:
             connection.close()
-        until(lambda: status(router)["requests"]["streams"] == 0)
+        until(lambda: (status(router)["requests"]["active"], status(router)["requests"]["streams"])
+              == (0, 0))
