@@ -8,11 +8,14 @@ import enum
 from typing import Any, NamedTuple
 
 from app.page.words import age, failures, number
+from app.routing.outcomes import Blame, Failure
 
 # Below that a few unlucky requests would raise an alarm.
 _FEWEST = 5
 _MANY_ERRORS, _SOME_ERRORS = 0.05, 0.01
 _MANY_FAILURES = 0.2
+_FEWEST_FAILURES = 3
+EDGE = frozenset(failure.reason for failure in Failure if failure.blame is Blame.EDGE)
 # Sentences about single models.
 _MOST_MODELS = 5
 
@@ -56,7 +59,7 @@ def verdict(picture: dict[str, Any], not_ready: str | None) -> Verdict:
     Source: specs/008 R11.
     """
     wrong = [*_readiness(picture, not_ready), *_errors(picture["requests"]["by_status"]),
-             *_feeds(picture["feeds"]), *_models(picture)]
+             *_edge(picture["models"]), *_feeds(picture["feeds"]), *_models(picture)]
     levels = [each.level for each in wrong]
     level = next((each for each in (Level.BAD, Level.TROUBLE) if each in levels), Level.WELL)
     return Verdict(level, _TITLES[level],
@@ -80,6 +83,19 @@ def _errors(by_status: dict[str, int]) -> list[Wrong]:
     return [Wrong(Level.BAD if bad >= _MANY_ERRORS * total else Level.TROUBLE, "",
                   f"{number(bad)} of {number(total)} requests in the last ten minutes ended in an "
                   f"error: {listed}.")]
+
+
+def _edge(models: list[dict[str, Any]]) -> list[Wrong]:
+    """Tell of failures that say nothing of a model: all models share one door."""
+    kinds = dict[str, int]()
+    for model in models:
+        for kind in EDGE & model["failures"].keys():
+            kinds[kind] = kinds.get(kind, 0) + model["failures"][kind]
+    failed, tried = sum(kinds.values()), sum(map(attempts, models))
+    if failed < _FEWEST_FAILURES or failed < _MANY_FAILURES * tried:
+        return []
+    return [Wrong(Level.TROUBLE, "", "The upstream can hardly be reached, whatever the model: "
+                  f"{failures(kinds)} in {number(tried)} attempts.")]
 
 
 def _feeds(feeds: list[dict[str, Any]]) -> list[Wrong]:
@@ -115,5 +131,5 @@ def attempts(model: dict[str, Any]) -> int:
 
 def is_failing(model: dict[str, Any]) -> bool:
     """Say whether so many attempts on a model fail that somebody should know."""
-    failed = sum(model["failures"].values())
-    return failed >= 3 and failed >= _MANY_FAILURES * attempts(model)
+    failed = sum(count for kind, count in model["failures"].items() if kind not in EDGE)
+    return failed >= _FEWEST_FAILURES and failed >= _MANY_FAILURES * attempts(model)

@@ -109,6 +109,15 @@ def test_a_model_fails_when_enough_of_its_attempts_do(answers, failed, fails):
     assert verdict(drawn, None).level is (Level.TROUBLE if fails else Level.WELL)
 
 
+def test_failures_of_the_edge_are_told_of_the_edge_and_of_no_model():
+    """008-R11"""
+    models = {name: ModelSeen(statuses={"200": 4}, outcomes={"upstream_connect_error": 2})
+              for name in ("a", "b")}
+    assert wrong(shown(models=models)) == [
+        "The upstream can hardly be reached, whatever the model: 4 × no connection in 12 attempts."]
+    assert wrong(shown(models=dict([models.popitem()]))) == []
+
+
 def test_a_cooling_model_is_told_in_words():
     """008-R11"""
     seen = ModelSeen(outcomes={"upstream_header_timeout": 3})
