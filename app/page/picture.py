@@ -10,6 +10,7 @@ from typing import Any
 
 from app.config import VERSION, Config
 from app.routing.conditions import Conditions
+from app.routing.decision import Asked, Mode, decide
 from app.routing.needs import NO_NEEDS, Fit
 from app.routing.ranking import Candidate, no_pause
 from app.routing.view import View
@@ -94,13 +95,22 @@ def _aliases(view: View, conditions: Conditions,
     aliases = []
     for alias in view.aliases:
         members = view.pool(alias).members
-        shown = dict.fromkeys(view.candidates(alias, NO_NEEDS)[:MOST_ROWS])
+        shown = dict.fromkeys(_order(view, alias, conditions)[:MOST_ROWS] if members else ())
         tiers = {member.name: member.tier for member in members if member.name in shown}
         aliases.append({
             "name": alias, "count": len(members),
             "candidates": [_candidate(ranked[name], tiers[name], conditions) for name in shown]})
         pause()
     return aliases
+
+
+def _order(view: View, alias: str, conditions: Conditions) -> tuple[str, ...]:
+    """Return an alias's candidates as the next request without needs or a sticky choice has them.
+
+    The alias has some.
+    """
+    asked = Asked(Mode.ALIAS, (alias,), needs_count=True)
+    return decide(view, asked, NO_NEEDS, None, False, conditions).candidates
 
 
 def _candidate(candidate: Candidate, tier: int, conditions: Conditions) -> dict[str, Any]:

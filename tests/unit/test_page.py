@@ -59,6 +59,14 @@ def test_a_chute_is_shown_with_its_parts_and_its_moment():
         "missing": [], "cooling_s": 12.0, "in_band": None, "open": 3}
 
 
+def test_candidates_stand_in_the_order_in_which_a_request_would_try_them():
+    """008-R9"""
+    drawn = shown("abcd", conditions=Conditions(cooling={"a": 12.0, "c": 1.0}))
+    [alias] = drawn["aliases"]
+    assert [each["model"] for each in alias["candidates"]] == ["b", "d", "a", "c"]
+    assert [each["cooling_s"] for each in alias["candidates"]] == [None, None, 12.0, 1.0]
+
+
 def test_before_anything_was_fetched_there_is_a_picture_too():
     """008-R9"""
     seen = Seen({}, [], 0, 0, [], [], {})

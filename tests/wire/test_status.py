@@ -47,7 +47,8 @@ def router(upstream, tmp_path_factory):
     aliases.write_text(ALIASES)
     port = free_port()
     with Router(upstream.url, WEB_CONCURRENCY="2", ALIASES_FILE=str(aliases),
-                HEALTH_LISTEN_ADDR=f"127.0.0.1:{port}", UTILIZATION_REFRESH_MS="200",
+                HEALTH_LISTEN_ADDR=f"127.0.0.1:{port}", COOLDOWN_SECS="0",
+                UTILIZATION_REFRESH_MS="200",
                 MODELS_REFRESH_MS="200", STICKY_HASH_SECRET="planted") as router:
         router.health_port = port
         router.wait_until_fed()
@@ -154,6 +155,20 @@ def test_a_catalogue_that_changes_and_a_feed_that_fails_are_told(upstream, route
     upstream.feed_status, upstream.models = 200, models_feed(NAMES)
     until(lambda: not any(feed["failing"] for feed in status(router)["feeds"]))
     assert all(feed["last_failure"] for feed in status(router)["feeds"])
+
+
+def test_a_model_that_cools_is_told_with_its_reason(upstream, browser):
+    """008-R9, 008-R11"""
+    with Router(upstream.url, COOLDOWN_SECS="60") as router:
+        router.wait_until_fed()
+        for _ in range(3):
+            router.chat("down/Model")
+        [alias, _] = status(router)["aliases"]
+        assert alias["candidates"][-1]["model"] == "down/Model"
+        assert 40 < alias["candidates"][-1]["cooling_s"] <= 72
+        tab = browser.open(page(router))
+        said = tab.run("document.querySelector('.verdict').innerText")
+        assert re.search(r"down/Model is cooling for \S+ .*more: 3 × 503 in 3 attempts\.", said)
 
 
 def colour_of(tab, selector, name):
