@@ -239,4 +239,5 @@ def _show(view: View) -> None:
     metrics.show_view(
         len(snapshot.ranking.candidates) if snapshot else 0,
         snapshot.taken_at if snapshot else None,
-        len(catalogue.ids) if catalogue else 0, catalogue.taken_at if catalogue else None)
+        len(catalogue.ids) if catalogue else 0, catalogue.taken_at if catalogue else None,
+        snapshot.as_of if snapshot else None)

@@ -251,8 +251,8 @@ def show_zeros(reasons: Iterable[str], edge_kinds: Iterable[str], causes: Iterab
 
 
 def show_view(candidates: int, snapshot_taken_at: float | None, allowlist_size: int,
-              allowlist_taken_at: float | None) -> None:
-    """Set this worker's ready_* gauges.
+              allowlist_taken_at: float | None, utilization_as_of: float | None) -> None:
+    """Set this worker's ready_* gauges, and when each feed was current: by its own word, if any.
 
     Times are seconds of the host's monotonic clock, which all its processes share; None: never.
     """
@@ -260,7 +260,7 @@ def show_view(candidates: int, snapshot_taken_at: float | None, allowlist_size: 
     _ready_allowlist_size.set(allowlist_size)
     _ready_snapshot_taken_at.set(NEVER if snapshot_taken_at is None else snapshot_taken_at)
     _ready_allowlist_taken_at.set(NEVER if allowlist_taken_at is None else allowlist_taken_at)
-    for feed, taken_at in (("models", allowlist_taken_at), ("utilization", snapshot_taken_at)):
+    for feed, taken_at in (("models", allowlist_taken_at), ("utilization", utilization_as_of)):
         _feed_taken_at.labels(feed).set(NEVER if taken_at is None else taken_at)
 
 

