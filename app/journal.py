@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from app import metrics
+from app.routing.account import Account
 from app.routing.outcomes import Attempt, Blame, Failure
 
 logger = logging.getLogger("app.request")
@@ -62,6 +63,10 @@ class RequestRecord:
         self.cut_cause = ""
         self.attempts: list[dict[str, Any]] = []
         self.failures: list[Failure] = []
+        # Of the decision and the attempts; None before there is a decision.
+        self.account: Account | None = None
+        self.trace_id = ""
+        self.invocation_id = ""
         # Code that brings the request to another end sets another value.
         self.ending = Ending.CLIENT_GONE
         self.on_finish = list[Callable[[], None]]()
@@ -69,6 +74,8 @@ class RequestRecord:
 
     def attempted(self, attempt: Attempt) -> None:
         """Take note of an attempt as it ends."""
+        if self.account is not None:
+            self.account.attempted(attempt)
         self.attempts.append({
             "model": self.label(attempt.model), "outcome": attempt.outcome,
             "detail": attempt.detail, "ms": round(attempt.duration_ms, 1)})
@@ -102,7 +109,8 @@ class RequestRecord:
             self._measure(first_byte_s, duration_s)
         self._count()
         logger.info("request", extra={
-            "request_id": self.request_id, "mode": self.mode, "asked": self.asked,
+            "request_id": self.request_id, "trace_id": self.trace_id,
+            "invocation_id": self.invocation_id, "mode": self.mode, "asked": self.asked,
             "sticky": self.sticky, "attempts": self.attempts, "selected": self.selected,
             "status": self.status, "code": self.code, "bytes": self.body_bytes,
             "resent": self.resent, "unfinished": self.unfinished,
