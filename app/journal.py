@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from app import metrics
+from app.routing.account import Account
 from app.routing.catalogue import OTHER
 from app.routing.outcomes import Attempt, Blame, Failure
 from app.routing.usage import Usage
@@ -69,6 +70,10 @@ class RequestRecord:
         self.failures: list[Failure] = []
         # The tokens that the answer says it has used.
         self.usage: Usage | None = None
+        # Of the decision and the attempts; None before there is a decision.
+        self.account: Account | None = None
+        self.trace_id = ""
+        self.invocation_id = ""
         # Code that brings the request to another end sets another value.
         self.ending = Ending.CLIENT_GONE
         self.on_finish = list[Callable[[], None]]()
@@ -77,6 +82,8 @@ class RequestRecord:
 
     def attempted(self, attempt: Attempt) -> None:
         """Take note of an attempt as it ends."""
+        if self.account is not None:
+            self.account.attempted(attempt)
         label, outcome = self.label(attempt.model), attempt.outcome
         self.attempts.append({"model": label, "outcome": outcome, "detail": attempt.detail,
                               "ms": round(attempt.duration_ms, 1)})
@@ -113,7 +120,8 @@ class RequestRecord:
             self._measure(first_byte_s, duration_s)
         self._count()
         line = {
-            "request_id": self.request_id, "mode": self.mode, "asked": self.asked,
+            "request_id": self.request_id, "trace_id": self.trace_id,
+            "invocation_id": self.invocation_id, "mode": self.mode, "asked": self.asked,
             "sticky": self.sticky, "attempts": self.attempts, "selected": self.selected,
             "status": self.status, "code": self.code, "bytes": self.body_bytes,
             "resent": self.resent, "unfinished": self.unfinished,

@@ -21,13 +21,14 @@ from app.journal import Ending, RequestRecord
 from app.open_requests import OpenRequest, OpenRequests
 from app.routes.application import Blueprint
 from app.routes.body import judge_announced, read_body, skip_body
+from app.routing.account import Account
 from app.routing.conditions import Conditions
 from app.routing.decision import (Asked, Caller, Decision, Mode, Rules, decide, read_asked,
                                   refuse_unknown)
 from app.routing.error_body import MAX_BYTES
 from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
 from app.routing.event_stream import StreamTail, is_event_stream, readable_type
-from app.routing.headers import (NO_RETRY, Field, client_headers, selected_fields, skipped_fields,
+from app.routing.headers import (INVOCATION_ID, NO_RETRY, Field, client_headers, sane_id, trace_id,
                                  upstream_headers, value_of)
 from app.routing.model_field import ModelField, find_model
 from app.routing.needs import NO_NEEDS, Needs
@@ -103,6 +104,7 @@ class Completions:
         """
         environ = request.environ
         record = RequestRecord(environ["router.request_id"], self.clock, self.memory)
+        record.trace_id = trace_id(environ.get("HTTP_TRACEPARENT", ""))
         try:
             return self._answer(path, environ, record, self._admit(environ, record))
         except (ApiError, BodyTooSlow, ShuttingDown) as error:
@@ -154,7 +156,7 @@ class Completions:
         committed = self._run(decision, prepared, record, cooling, sticky)
         admission.release_body()
         try:
-            return self._respond(environ, client, record, decision, committed)
+            return self._respond(environ, client, record, committed)
         except BaseException:
             committed.response.close()
             raise
@@ -200,30 +202,29 @@ class Completions:
              cooling: RequestCooling, sticky: ClientStickiness | None) -> Committed:
         # The store of sticky choices may wait, and its request be interrupted then: it comes last.
         observers = (record, cooling, sticky) if sticky else (record, cooling)
+        account = record.account = Account(
+            decision, self.stickiness.is_on, record.started, self.clock)
         try:
-            return self.attempts.run(decision.candidates, prepared, observers, cooling.may_try)
-        except ApiError as error:
-            if record.attempts:
-                error.headers += tuple(_told_of(decision))
-            raise
+            return self.attempts.run(decision.candidates, prepared, observers, cooling.may_try,
+                                     account.passed_over)
         finally:
             cooling.give_back()
 
     def _respond(self, environ: dict[str, Any], client: Client, record: RequestRecord,
-                 decision: Decision, committed: Committed) -> Response:
+                 committed: Committed) -> Response:
         upstream, cuts = committed.response, self.config.cut_unfinished_streams
         first, fields = committed.first, client_headers(upstream.fields)
         if self.config.upstream_errors == OPENAI_ERRORS:
             first, fields = _show_error(upstream, first, fields)
         record.selected = record.label(committed.model)
         record.status, record.resent = upstream.status, upstream.resent
+        record.invocation_id = sane_id(value_of(INVOCATION_ID, fields))
         fields = _told_to_retry(committed, record.failed_over, fields)
         record.begin_answer()
         if upstream.status in (204, 304):
             # There is no body to relay, and no end of it to see.
             record.ending = Ending.COMPLETE
-        if decision.mode is not Mode.DIRECT:
-            fields += [*selected_fields(committed.model), *_told_of(decision)]
+        fields += record.account.fields() if record.account else []
         kind = readable_type(upstream.status, upstream.fields)
         is_stream = is_event_stream(kind)
         if is_stream and cuts:
@@ -270,11 +271,6 @@ def _told_to_retry(committed: Committed, failed_over: bool, fields: list[Field])
     return fields
 
 
-def _told_of(decision: Decision) -> list[Field]:
-    """Return the response fields that say what was decided, whatever the answer is."""
-    return skipped_fields(decision.skipped) if decision.skipped else []
-
-
 def _refused(record: RequestRecord, why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
     """Finish the record of a request that gets no answer of an upstream; return what it gets."""
     if isinstance(why, ApiError):
@@ -285,6 +281,8 @@ def _refused(record: RequestRecord, why: ApiError | BodyTooSlow | ShuttingDown) 
         error = overloaded("The router is about to end.")
     if record.failed_over:
         error.headers += (NO_RETRY,)
+    if record.account is not None:
+        error.headers += tuple(record.account.fields())
     record.status, record.code, record.ending = error.status, error.code, Ending.REFUSED
     record.finish()
     return error

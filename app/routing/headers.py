@@ -10,7 +10,12 @@ from collections.abc import Iterable, Mapping
 
 SELECTED_MODEL = "x-chutes-autopilot-selected"
 SKIPPED = "x-chutes-autopilot-skipped"
+ATTEMPTS = "x-chutes-autopilot-attempts"
+STICKY = "x-chutes-autopilot-sticky"
+SERVER_TIMING = "Server-Timing"
 REQUEST_ID = "X-Request-Id"
+# What the upstream calls its own work on a request, in lower case.
+INVOCATION_ID = "x-chutes-invocationid"
 
 Field = tuple[str, str]
 
@@ -27,13 +32,16 @@ _MADE_HERE = frozenset(
     ("host", "content-length", "expect", "accept-encoding", REQUEST_ID.lower(), "x-chutes-trace"))
 # The server in front of the app writes these two itself.
 _SERVERS_OWN = frozenset(("date", "server"))
-_ALWAYS_BLOCKED = HOP_BY_HOP | _SERVERS_OWN | {SELECTED_MODEL, SKIPPED}
+_ALWAYS_BLOCKED = HOP_BY_HOP | _SERVERS_OWN | {SELECTED_MODEL, SKIPPED, ATTEMPTS, STICKY}
 _MOST_SKIPPED = 10
 _LONGEST_VALUE = 4000
 
 # A name that a response field can hold: visible ASCII and spaces.
 _HOLDABLE = re.compile(rf"[\x20-\x7e]{{1,{_LONGEST_VALUE}}}")
-_SANE_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# Version, trace id, parent id and flags; later versions may have more behind them, `ff` is none.
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-.*)?")
 
 
 def upstream_headers(environ: Mapping[str, str], request_id: str) -> dict[str, str]:
@@ -113,7 +121,23 @@ def sane_request_id(given: str) -> str:
 
     Source: specs/002 R18.
     """
-    return given if _SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def sane_id(given: str) -> str:
+    """Return an id that somebody else has given, where it can be logged; else nothing."""
+    return given if _SANE_ID.fullmatch(given) else ""
+
+
+def trace_id(traceparent: str) -> str:
+    """Return the trace id of a `traceparent`; nothing where it is not valid.
+
+    Source: specs/002 R69; https://www.w3.org/TR/trace-context/ section 3.2.
+    """
+    found = _TRACEPARENT.fullmatch(traceparent)
+    if found is None or (traceparent.startswith("00") and found["more"]):
+        return ""
+    return found[1]
 
 
 @functools.lru_cache(maxsize=1024)

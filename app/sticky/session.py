@@ -10,7 +10,7 @@ from app.metrics import count, sticky_total
 from app.routing.client_key import ClientKeys
 from app.routing.decision import Caller
 from app.routing.outcomes import Attempt, Blame
-from app.sticky.store import StickyChoice, StickyStore
+from app.sticky.store import NoStickiness, StickyChoice, StickyStore
 
 
 @dataclasses.dataclass
@@ -74,6 +74,11 @@ class Stickiness:
 
     store: StickyStore
     client_keys: ClientKeys
+
+    @property
+    def is_on(self) -> bool:
+        """Say whether choices are kept at all."""
+        return not isinstance(self.store, NoStickiness)
 
     def for_client(self, environ: Mapping[str, str], prompt_cache_key: str = "",
                    in_list: bool = False) -> ClientStickiness:

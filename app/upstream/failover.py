@@ -14,6 +14,7 @@ from typing import Protocol
 
 from app.errors import ApiError
 from app.metrics import count, failover_budget_exhausted_total
+from app.routing.decision import COOLING, FULL
 from app.routing.error_body import MAX_BYTES
 from app.routing.failover_limits import Course, Limits, RetryBudget
 from app.routing.headers import Field, is_coded, value_of
@@ -92,6 +93,10 @@ def _always(_model: str) -> bool:
     return True
 
 
+def _nobody_told(_model: str, _why: str) -> None:
+    pass
+
+
 @dataclasses.dataclass(frozen=True)
 class Attempts:
     """How candidates are tried.
@@ -115,13 +120,15 @@ class Attempts:
 
     def run(self, candidates: tuple[str, ...], request: Prepared,
             observers: Sequence[AttemptObserver],
-            may_try: Callable[[str], bool] = _always) -> Committed:
+            may_try: Callable[[str], bool] = _always,
+            passed_over: Callable[[str, str], None] = _nobody_told) -> Committed:
         """Try the candidates in order until one commits.
 
         candidates  model ids, not empty
         request     what is sent
         observers   told of each attempt as it ends
         may_try     asked before each attempt but the last; may do I/O
+        passed_over told of each candidate that is not tried for now, and why
         Returns     Committed
         Raises      ApiError when an attempt failed, none follows and there is nothing to pass on,
                     or when too many requests wait for the last candidate
@@ -134,7 +141,8 @@ class Attempts:
         self.retries.count_request()
         for model in tried:
             last = model == tried[-1]
-            if not last and (self.waiting.is_full(model) or not may_try(model)):
+            if not last and (why := self._why_not(model, may_try)):
+                passed_over(model, why)
                 continue
             self.waiting.enter(model)
             try:
@@ -150,6 +158,11 @@ class Attempts:
                 break
         assert failure.message is not None, "the upstream's own answer is passed on"
         raise ApiError(failure.reason, failure.message)
+
+    def _why_not(self, model: str, may_try: Callable[[str], bool]) -> str:
+        if self.waiting.is_full(model):
+            return FULL
+        return "" if may_try(model) else COOLING
 
     def _attempt(self, model: str, request: Prepared, observers: Sequence[AttemptObserver],
                  course: Course, last: bool) -> Committed:

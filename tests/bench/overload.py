@@ -97,7 +97,7 @@ async def one_request(port, tally):
         tally.complete += 1
     elif head.startswith(b"HTTP/1.1 200 "):
         tally.cut += 1
-    elif (head.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: 1\r\n" in head
+    elif (head.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: " in head
           and ended == "complete" and json.loads(body)["error"]["code"] == "overloaded"):
         tally.refused += 1
         tally.refusals.append(time.monotonic() - started)

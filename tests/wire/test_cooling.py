@@ -157,7 +157,9 @@ def test_a_probes_client_that_leaves_gives_the_probe_back(upstream):
         cool(router, upstream)
         upstream.on("best", stall)
         client = probing(router, upstream)
-        assert ask(router) == "next"
+        answer = router.chat(ALIAS)
+        assert answer.value("x-chutes-autopilot-selected") == "next"
+        assert answer.value("x-chutes-autopilot-skipped") == "best;cooling"
         upstream.on("best", complete(b"{}"))
         client.close()
         assert upstream.seen("best")[-1].closed.wait(10)

@@ -285,6 +285,7 @@ def test_one_model_that_hangs_takes_half_of_the_places(backend):
             # A list goes on to the next, and no attempt is made on the first.
             listed = router.chat("a,b", headers={"X-Request-Id": "listed"})
             assert listed.value("X-Chutes-Autopilot-Selected") == "b"
+            assert listed.value("X-Chutes-Autopilot-Skipped") == "a;full"
             assert [each["model"] for each in router.record("listed")["attempts"]] == ["b"]
         until(lambda: router.metrics()["requests_active",] == 0)
         backend.on("a", held := Held())
@@ -417,16 +418,16 @@ def test_nodes_fetch_sees_a_refusal_while_it_sends(router, tmp_path):
 
 
 def test_a_service_that_was_frozen_goes_on_and_a_worker_that_hangs_is_replaced(backend):
-    """007-R21: with six seconds of gunicorn's timeout in place of thirty."""
+    """007-R21: with ten seconds of gunicorn's timeout in place of thirty."""
     backend.on("a", held := Held())
     router = Router(backend.url)
-    router.command = [*router.command, "--timeout", "6"]
+    router.command = [*router.command, "--timeout", "10"]
     with router, sending(router, request("a")) as [stream]:
         read_until(stream, b"first")
         worker = router.worker_of(stream)
         for pid in (router.process.pid, worker):
             os.kill(pid, signal.SIGSTOP)
-        threading.Event().wait(8)
+        threading.Event().wait(13)
         os.kill(router.process.pid, signal.SIGCONT)
         # The master looks before the worker shows that it lives.
         threading.Event().wait(1.5)
