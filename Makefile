@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint soak overload bench bench-against bench-peers programs clients
+.PHONY: run demo test lint soak overload simulate bench bench-against bench-peers programs clients
 
 # Start the router for real: configured by the environment, against the real backend.
 run: .venv/run
@@ -48,6 +48,11 @@ soak: .venv/dev
 # Two minutes at twice the capacity, through nginx, with workers replaced in the middle.
 overload: .venv/dev programs
 	$(BIN)/python -m tests.bench.overload
+
+# The choice of models in a model of the fleet, some minutes of one core; writes
+# tests/simulate/README.md.
+simulate: .venv/dev
+	$(BIN)/python -m tests.simulate
 
 # What one worker can do and what it costs, a quarter of an hour. Needs wrk from Debian.
 bench: .venv/dev programs
