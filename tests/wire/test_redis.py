@@ -124,8 +124,9 @@ def test_while_no_name_resolves_the_connections_there_are_go_on(upstream, tmp_pa
             asks_until_known(router, redis)
             with open(hosts, "w") as file:
                 file.write("\n")
+            # For half a minute the last address is good, as for every name.
             router.wait_for_lines(lambda line: line["message"] == "sticky store"
-                                  and line["failing"])
+                                  and line["failing"], timeout=60)
             asks_until_known(router, redis, keys(redis) + 20)
 
 
@@ -250,16 +251,48 @@ def burst(router, count):
             assert read_to_end(client).startswith(b"HTTP/1.1 200 ")
 
 
+@contextlib.contextmanager
+def timing(port):
+    """Ask Redis all the time; yield a list that gets each round trip, in seconds, and the rest."""
+    trips, over = [], threading.Event()
+
+    def ping():
+        with socket.create_connection(("127.0.0.1", port), 10) as redis:
+            while not over.is_set():
+                began = time.monotonic()
+                redis.sendall(b"PING\r\n")
+                assert redis.recv(99) == b"+PONG\r\n"
+                trips.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=ping)
+    thread.start()
+    try:
+        yield trips
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_a_burst_is_no_failure_of_a_healthy_redis_5_ms_away(upstream):
-    """005-R10: who finds all connections in use, or has no turn in time, says nothing of Redis."""
+    """005-R10: who finds all connections in use, or has no turn in time, says nothing of Redis.
+
+    A busy machine may make Redis late. A burst counts if it was answered in time all along.
+    """
     with RedisServer() as redis, FarAway(redis.port, 0.005) as far, Router(
             upstream.url, STICKY_URL=f"redis://127.0.0.1:{far.port}", **SHARED) as router:
         router.wait_until_fed()
         asks_until_known(router, redis)
-        for _ in range(3):
-            burst(router, 200)
-        # Not a count of errors: on a busy machine the way to this Redis takes longer than 50 ms.
-        assert not said(router)
+        in_time = 0
+        for _ in range(40):
+            before = len(said(router))
+            with timing(far.port) as trips:
+                burst(router, 200)
+            if max(trips) < 0.025:
+                in_time += 1
+                assert len(said(router)) == before
+            if in_time == 3:
+                break
+        assert in_time == 3
 
 
 def test_a_redis_whose_first_address_is_dead_is_reached_by_the_second(upstream, tmp_path):

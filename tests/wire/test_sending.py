@@ -154,7 +154,8 @@ def test_F7_an_upstream_that_never_reads_the_body_is_left_at_the_deadline(
     """006-W13, 002-R13: meanwhile others are served."""
     reads = threading.Event()
     with Hasty(lambda sock: reads.wait(DEADLINE_S), authority[1] if tls else None) as hasty:
-        with router_for(upstream, hasty, authority, UPSTREAM_HEADER_TIMEOUT_MS="2000") as router:
+        with router_for(upstream, hasty, authority, UPSTREAM_HEADER_TIMEOUT_MS="2000",
+                        UPSTREAM_HEADER_TIMEOUT_MS_PER_KIB="0") as router:
             router.wait_until_fed()
             with concurrent.futures.ThreadPoolExecutor(1) as client:
                 asked = client.submit(router.chat, LISTED, padding=PADDING)
