@@ -35,8 +35,15 @@ class Body:
 
     @property
     def has_begun(self) -> bool:
-        """Say whether a byte of the body is here already: reading it will not wait."""
+        """Say whether a byte of the body came with the head, and nobody has read it yet."""
         return bool(self._early)
+
+    def comes_within(self, seconds: float) -> bool:
+        """Wait for something of the body, or its end; say whether it has come in time."""
+        reader, connection = self._reader, self._connection
+        if self._early or reader.complete or reader.broken or connection is None:
+            return True
+        return seconds > 0 and connection.comes_within(seconds)
 
     def limit_silence(self, seconds: float | None) -> None:
         """Set how long the body may go without a byte; None: for ever."""
@@ -55,6 +62,7 @@ class Body:
         an abandoned attempt, and the upstream is to see that.
         """
         reader, piece, empty = self._reader, self._early, True
+        self._early = b""
         share, quiet_since, only_framing = FairShare(), time.monotonic(), self._only_framing
         try:
             while True:

@@ -157,14 +157,41 @@ class Connection:
 
     def read(self) -> bytes:
         """Wait for what comes: at least one byte, or none at the end of the stream."""
+        if self._has_tls:
+            return self._read_of_record()
         if self._drained:
             self._arrival.wait(self._silence_s)
         return self._read_now()
 
+    def _read_of_record(self) -> bytes:
+        """Read what a TLS record holds. A record that is dripped is silence until it is whole."""
+        silence_s, began = self._silence_s, time.monotonic()
+        self._sock.settimeout(0.0)
+        try:
+            while True:
+                if self._drained:
+                    self._arrival.wait(
+                        silence_s and max(0.0, began + silence_s - time.monotonic()))
+                try:
+                    return self._read_now()
+                except (BlockingIOError, ssl.SSLWantReadError):
+                    self._drained = True
+        finally:
+            self._sock.settimeout(silence_s)
+
+    def comes_within(self, seconds: float) -> bool:
+        """Wait until there is something to read; say whether there is in time."""
+        try:
+            if self._drained:
+                self._arrival.wait(seconds)
+        except TimeoutError:
+            return False
+        return True
+
     def _read_now(self) -> bytes:
         data = self._sock.recv(_READ_SIZE)
-        if self._unread is not None:
-            self._drained = len(data) < _READ_SIZE and not self._unread()
+        self._drained = (self._unread is not None and len(data) < _READ_SIZE
+                         and not self._unread())
         return data
 
     def limit_silence(self, seconds: float | None) -> None:

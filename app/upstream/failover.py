@@ -24,9 +24,6 @@ from app.routing.outcomes import (Attempt, Failure, UpstreamFailed, blame_for, r
 from app.upstream.transport import UpstreamResponse
 from app.upstream.waiting import Waiting
 
-# A 503 without a Content-Type keeps the next candidate waiting no longer for its first byte.
-_FIRST_BYTE_OF_503_S = 1.0
-
 
 class Sender(Protocol):
     """What failover asks of a transport; see Transport.send."""
@@ -171,7 +168,7 @@ class Attempts:
         try:
             response = self.send(request.path, request.body_for(model), request.headers,
                                  request.header_timeout_s)
-            committed = self._judge(model, response, request.chosen_here, last)
+            committed = self._judge(model, response, request.chosen_here)
             if committed.failure is not None and self._goes_on(committed.failure, course, last):
                 raise UpstreamFailed(committed.failure, "")
         except BaseException as error:
@@ -209,15 +206,14 @@ class Attempts:
         for observer in observers:
             observer.attempted(attempt)
 
-    def _judge(self, model: str, response: UpstreamResponse, chosen_here: bool,
-               last: bool) -> Committed:
+    def _judge(self, model: str, response: UpstreamResponse,
+               chosen_here: bool) -> Committed:
         status, fields = response.status, response.fields
         if 200 <= status < 300:
             return Committed(model, response, response.first_chunk(self.first_byte_timeout_s))
         if status == 503:
             content_type = value_of("content-type", fields)
-            body = b"" if content_type else response.peek(
-                0, None if last else _FIRST_BYTE_OF_503_S)
+            body = b"" if content_type else response.peek(0)
             return Committed(model, response, body, unavailable(content_type, body))
         if not self._looks_into(status, fields, chosen_here):
             return Committed(model, response, b"")

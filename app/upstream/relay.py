@@ -54,6 +54,9 @@ class Relay:
             first = (self._first,) if self._first else ()
             if first:
                 self._client.join_next_two_writes()
+            elif not self._response.has_begun:
+                # The head goes out now: the body of an error may be long in coming.
+                yield b""
             for chunk in itertools.chain(first, self._response.chunks):
                 record.body_bytes += len(chunk)
                 if tail is not None:

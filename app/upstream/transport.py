@@ -6,7 +6,6 @@ app.errors.BodyBroke after it.
 Source: specs/002 R10-R15, R32, specs/006 W5.
 """
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException
@@ -25,6 +24,8 @@ from app.upstream.endpoint import Endpoint
 from app.upstream.head import Head, InvalidMessage
 from app.upstream.pool import Pool
 
+# An error's body comes with its head, or soon after. Nobody waits longer to judge it.
+_PEEK_S = 1.0
 # What an exchange may raise before the response headers are here.
 _EXCHANGE_ERRORS = (OSError, HTTPException, HTTPError, InvalidMessage)
 
@@ -85,24 +86,30 @@ class UpstreamResponse:
         self._body.limit_silence(self._idle_timeout_s)
         return first
 
-    def peek(self, max_bytes: int, timeout_s: float | None = None) -> bytes:
-        """Read the body, to its end or until more than `max_bytes` are here. Peeking twice is free.
+    def peek(self, max_bytes: int) -> bytes:
+        """Read the body, to its end, until more than `max_bytes` are here, or for a second.
 
-        timeout_s  total, where less than the limit on silence
-        Returns    what was read; `chunks` has the rest, or raises where the body broke off
-        Cost       I/O; switches greenlets
+        Peeking twice is free.
+
+        Returns  what was read; `chunks` has the rest, or raises where the body broke off
+        Cost     I/O; switches greenlets
         """
-        chunks = self.chunks
+        chunks, until = self.chunks, time.monotonic() + _PEEK_S
         try:
-            limit_s = min(timeout_s or math.inf, self._idle_timeout_s)
-            with Deadline(limit_s, lambda: BodyBroke("silence")):
-                while not self.whole and len(self.peeked) <= max_bytes:
+            with Deadline(self._idle_timeout_s, lambda: BodyBroke("silence")):
+                while not self.whole and len(self.peeked) <= max_bytes and (
+                        self._body.comes_within(until - time.monotonic())):
                     chunk = next(chunks, b"")
                     self.peeked += chunk
                     self.whole = not chunk
         except BodyBroke as error:
             self.chunks = _broken(error.cause)
         return self.peeked
+
+    @property
+    def has_begun(self) -> bool:
+        """Say whether bytes of the body are here that nobody has read."""
+        return self._body.has_begun
 
     def close(self) -> None:
         """Close the connection, unless a complete body has given it back to the pool.

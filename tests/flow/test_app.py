@@ -27,14 +27,14 @@ class Answer:
     def __init__(self, status=200, chunks=(), fields=(), first_error=None, body=b""):
         self.status, self.reason, self.fields, self.resent = status, "Faked", fields, False
         self.body, self.first_error, self.closed = body, first_error, 0
-        self.chunks = iter(chunks)
+        self.chunks, self.has_begun = iter(chunks), True
 
     def first_chunk(self, timeout_s):
         if self.first_error is not None:
             raise self.first_error
         return next(self.chunks)
 
-    def peek(self, max_bytes, timeout_s=None):
+    def peek(self, max_bytes):
         return self.body
 
     def close(self):

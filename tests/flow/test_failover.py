@@ -70,7 +70,7 @@ def test_no_attempt_begins_after_the_requests_time_and_the_failure_at_hand_is_th
     clock = Clock()
 
     class Slow(Answer):
-        def peek(self, max_bytes, timeout_s=None):
+        def peek(self, max_bytes):
             clock.now += 3
             return b""
 

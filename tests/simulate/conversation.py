@@ -31,7 +31,7 @@ class Answer:
         """Return the first byte, which comes with the headers."""
         return b"d"
 
-    def peek(self, most, timeout_s=None):
+    def peek(self, most):
         """Return the body of a refusal."""
         return b'{"detail": "Infrastructure is at maximum capacity, try again later"}'
 

@@ -1,5 +1,6 @@
 """How far failover goes, and what it tells the client then."""
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from tests.support.feeds import models_feed, utilization_row
-from tests.support.router import Router, free_port, read_to_end, read_until
+from tests.support.router import DEADLINE_S, Router, free_port, read_to_end, read_until
 from tests.support.upstream import Upstream, complete, reset_at_once, stall, unavailable
 from tests.wire.conftest import LISTED, SHORT
 
@@ -65,6 +66,38 @@ def test_a_503_that_stays_silent_does_not_keep_the_next_candidate_waiting(upstre
     upstream.on(silent, lambda exchange: (exchange.head(503), exchange.until_closed(60)))
     with Router(upstream.url, **SHORT | {"UPSTREAM_IDLE_TIMEOUT_MS": "3600000"}) as router:
         assert router.chat(f"{silent},{good}").value("x-chutes-autopilot-selected") == good
+
+
+@pytest.mark.parametrize("status, fields, part", [
+    (404, [("Content-Type", "application/json")], b'{"detail":"model not'),
+    (429, [("Content-Type", "application/json")], b'{"detail":"Infra'),
+    (400, [("Content-Type", "application/json")], b'{"detail":'),
+    (503, [], b""), (503, [("Content-Type", "application/json")], b""), (418, [], b"")])
+def test_an_error_whose_body_stays_away_is_passed_on_as_it_came(
+        upstream, model, status, fields, part):
+    """002-R61: its head is here long before the limit on silence, and the rest when it comes."""
+    name, go_on = model(), threading.Event()
+
+    def script(exchange):
+        exchange.head(status, *fields, ("Content-Length", len(part) + 4))
+        exchange.send(part)
+        go_on.wait(DEADLINE_S)
+        # Another candidate may have had its turn.
+        with contextlib.suppress(OSError):
+            exchange.send(b"rest")
+
+    upstream.on(name, script)
+    with Router(upstream.url, **SHORT | {"UPSTREAM_IDLE_TIMEOUT_MS": "3600000"}) as router:
+        for named in (name, f"{name},{name}:latency"):
+            go_on.clear()
+            client = router.connect()
+            client.request("POST", "/v1/chat/completions", json.dumps({"model": named}))
+            answer = client.getresponse()
+            assert answer.status == status
+            go_on.set()
+            assert answer.read() == part + b"rest"
+            client.close()
+            upstream.on(f"{name}:latency", script)
 
 
 def test_no_attempt_begins_when_the_requests_time_is_over(upstream, model):
@@ -175,14 +208,15 @@ def test_a_capacity_429_is_passed_on_and_says_when_to_come_back(router, upstream
 
 def test_F27_a_capacity_429_is_the_next_candidates_turn_where_that_is_wanted(upstream, model):
     """002-R65, 002-R60, 005-R5, 006-W13"""
-    first, second, mine = model(), model(), {"Authorization": "Bearer mine"}
+    down, first, second, mine = model(), model(), model(), {"Authorization": "Bearer mine"}
+    upstream.on(down, unavailable)
     with Router(upstream.url, FAILOVER_ON_CAPACITY_429="true", **SHORT) as router:
         router.wait_until_fed()
-        assert router.chat(f"{first},{second}", headers=mine).status == 200
+        assert router.chat(f"{down},{first},{second}", headers=mine).status == 200
         upstream.on(first, complete(FULL, status=429))
-        answer = router.chat(f"{first},{second}", headers={**mine, "X-Request-Id": "full"})
+        answer = router.chat(f"{down},{first},{second}", headers={**mine, "X-Request-Id": "full"})
         assert (answer.status, answer.value("x-chutes-autopilot-selected")) == (200, second)
-        assert outcomes(router, "full") == ["upstream_429_capacity", "200"]
+        assert outcomes(router, "full") == ["upstream_429_capacity", "upstream_503", "200"]
         upstream.on(second, complete(FULL, status=429))
         answer = router.chat(f"{first},{second}")
         assert (answer.status, answer.body) == (429, FULL)
@@ -193,8 +227,9 @@ def test_F27_a_capacity_429_is_the_next_candidates_turn_where_that_is_wanted(ups
         assert router.chat(f"{first},{second}").body == b'{"detail":"Too many requests"}'
         # A model that was full has kept its client.
         upstream.on(first, complete(b"{}"))
-        answer = router.chat(f"{second},{first}", headers=mine)
+        answer = router.chat(f"{down},{second},{first}", headers={**mine, "X-Request-Id": "kept"})
         assert answer.value("x-chutes-autopilot-selected") == first
+        assert outcomes(router, "kept") == ["200"]
         assert router.metrics_at_rest()["failover_reason_total", "upstream_429_capacity"] == 4
 
 

@@ -1,6 +1,9 @@
 """Which certificates of the upstream are trusted."""
 
+import contextlib
 import datetime
+import os
+import socket
 
 import pytest
 import trustme
@@ -52,3 +55,29 @@ def test_a_certificate_must_name_the_host_and_come_from_the_authority(
         assert answer.status == status
         assert status == 200 or answer.error["code"] == "upstream_connect_error"
         assert bool(secure.exchanges) is (status == 200)
+
+
+def test_a_record_that_is_dripped_is_silence(upstream, tmp_path):
+    """006-W2"""
+    authority = trustme.CA()
+    (tmp_path / "leaf.pem").write_bytes(issued(authority, "localhost"))
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+
+    def drip_a_record(exchange):
+        exchange.head(200, ("Transfer-Encoding", "chunked"))
+        exchange.chunk(b"whole")
+        with socket.socket(fileno=os.dup(exchange.sock.fileno())) as below:
+            # A record of application data of 16 KiB begins, and then a byte every 100 ms.
+            below.sendall(b"\x17\x03\x03\x40\x00")
+            with contextlib.suppress(OSError):
+                while not exchange.closed.wait(0.1):
+                    below.sendall(b"x")
+
+    with Upstream(tls=str(tmp_path / "leaf.pem")) as secure, Router(
+            upstream.url, BACKEND_BASE_URL=secure.url.replace("127.0.0.1", "localhost"),
+            REQUESTS_CA_BUNDLE=str(tmp_path / "ca.pem"), UNKNOWN_MODELS="pass",
+            UPSTREAM_IDLE_TIMEOUT_MS="500") as router:
+        secure.on("a", drip_a_record)
+        answer = router.chat("a")
+        assert (answer.status, answer.ended) == (200, "cut")
+        assert router.record(answer.value("X-Request-Id"))["cut_cause"] == "silence"
