@@ -33,6 +33,8 @@ from app.open_requests import OpenRequests
 from app.routes.application import Application
 from app.routes.chat import Completions
 from app.routes.cors import Cors
+from app.routes.deciding import Deciding
+from app.routes.explain import Explain
 from app.routes.health import Health
 from app.routes.metrics import Metrics
 from app.routes.models import Models
@@ -126,9 +128,10 @@ def create_app(config: Config, *, send: Sender | None = None,
     app.debug = False
     shared, balanced = runtime_directory(), config.alias_choice == BALANCED
     open_requests = OpenRequests(views, shared / "open" if shared and balanced else None, clock)
-    app.register_blueprint(Completions(
-        config, views, stickiness, cooling, attempts, in_flight, open_requests, memory,
-        clock).blueprint())
+    deciding = Deciding(config, views, stickiness, cooling, in_flight, open_requests, clock)
+    app.register_blueprint(
+        Completions(config, deciding, cooling, attempts, open_requests, memory, clock).blueprint())
+    app.register_blueprint(Explain(deciding).blueprint())
     app.register_blueprint(Models(views).blueprint())
     app.register_blueprint(health.blueprint())
     app.register_blueprint(Metrics(views, cooling).blueprint())

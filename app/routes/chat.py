@@ -4,7 +4,6 @@ Source: specs/002.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,38 +11,30 @@ from typing import Any
 from flask import Response, request
 
 from app.client import Client, client_of
-from app.config import BALANCED, OPENAI_ERRORS, PASS_UNKNOWN, Config
+from app.config import OPENAI_ERRORS, Config
 from app.cooling.session import Cooling, RequestCooling
-from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, overloaded, retry_after
-from app.eventloop import pause
-from app.inflight import Admission, InFlight
+from app.errors import ApiError, BodyTooSlow, ClientGone, ShuttingDown, retry_after
+from app.inflight import Admission
 from app.journal import Ending, RequestRecord
 from app.open_requests import OpenRequest, OpenRequests
 from app.routes.application import Blueprint
-from app.routes.body import judge_announced, read_body, skip_body
+from app.routes.deciding import Deciding, refusal
 from app.routing.account import Account
-from app.routing.conditions import Conditions
-from app.routing.decision import (Asked, Caller, Decision, Mode, Rules, decide, read_asked,
-                                  refuse_unknown)
+from app.routing.decision import Asked, Decision, Mode
 from app.routing.error_body import MAX_BYTES
 from app.routing.error_member import fields_of_changed, may_lack_member, with_error_member
 from app.routing.event_stream import StreamTail, is_event_stream, readable_type
 from app.routing.headers import (INVOCATION_ID, NO_RETRY, Field, client_headers, sane_id, trace_id,
                                  upstream_headers, value_of)
-from app.routing.model_field import ModelField, find_model
-from app.routing.needs import NO_NEEDS, Needs
-from app.routing.needs_reader import read_needs
-from app.routing.view import View, Views
+from app.routing.model_field import ModelField
 from app.seen.memory import Memory
-from app.sticky.session import ClientStickiness, Stickiness
+from app.sticky.session import ClientStickiness
 from app.upstream.failover import Attempts, Committed, Prepared, uncounted
 from app.upstream.relay import Relay
 from app.upstream.transport import UpstreamResponse
 
 # The routes, and what they are below the upstream's base URL.
 PATHS = ("/v1/chat/completions", "/v1/completions")
-# Between two passes over a larger body others have a turn.
-_LARGE_BYTES = 1024 * 1024
 
 
 class RelayedResponse(Response):
@@ -61,32 +52,21 @@ class RelayedResponse(Response):
 class Completions:
     """Answers requests for completions, of a chat or of a prompt.
 
-    views          what requests are routed by
-    stickiness     of clients
+    deciding       takes a request to its decision
     cooling        of models
     attempts       carries a request out
-    in_flight      the worker's requests
     open_requests  of the host, by model
     memory         takes note of what this host sees
     clock          returns seconds, monotonic
     """
 
     config: Config
-    views: Views
-    stickiness: Stickiness
+    deciding: Deciding
     cooling: Cooling
     attempts: Attempts
-    in_flight: InFlight
     open_requests: OpenRequests
     memory: Memory
     clock: Callable[[], float] = time.monotonic
-
-    @functools.cached_property
-    def rules(self) -> Rules:
-        """How this router is set to decide."""
-        return Rules(self.config.unknown_models == PASS_UNKNOWN,
-                     balanced=self.config.alias_choice == BALANCED,
-                     list_return_s=self.config.sticky_return_secs)
 
     def blueprint(self) -> Blueprint:
         """Return the blueprint of both routes."""
@@ -119,39 +99,27 @@ class Completions:
             raise
 
     def _admit(self, environ: dict[str, Any], record: RequestRecord) -> Admission:
-        announced = judge_announced(environ, self.config.max_request_bytes)
-        try:
-            admission = self.in_flight.arrive(record.cut_at_shutdown, announced)
-        except ApiError:
-            skip_body(environ)
-            raise
+        admission = self.deciding.admit(environ, record.cut_at_shutdown)
         record.on_finish.append(admission.leave)
         return admission
 
     def _answer(self, path: str, environ: dict[str, Any], record: RequestRecord,
                 admission: Admission) -> Response:
-        client, config = client_of(environ), self.config
-        body = read_body(environ, config.max_request_bytes, config.client_body_timeout_ms / 1000,
-                         admission)
+        client, deciding = client_of(environ), self.deciding
+        body = deciding.body(environ, admission)
         admission.begin()
-        # Read once, behind the body: that may have taken its time.
-        between = pause if len(body) > _LARGE_BYTES else _go_on
-        view, field = self.views.current, find_model(body, between)
+        view, field = deciding.read(body)
         record.label, record.asked = view.label, view.label(field.model)
-        asked = read_asked(view, field.model, config.max_model_list_items)
+        asked = deciding.asked(view, field)
         record.mode = asked.mode
-        refuse_unknown(view, asked, self.rules.pass_unknown)
-        sticky = self._sticky(environ, asked, field)
-        caller = sticky.caller(self.clock()) if sticky else Caller()
-        needs = self._needs(asked, field, between)
-        # Last: others have run meanwhile.
-        conditions = self._conditions(view)
-        decision = decide(view, asked, needs, caller, self.rules, conditions)
+        question = deciding.question(environ, view, field, asked)
+        sticky, decision = question.sticky, deciding.decide(question)
         record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
         prepared = self._prepared(path, environ, record, field, asked)
-        cooling = self.cooling.for_request(conditions, view.label, prepared.header_timeout_s)
+        cooling = self.cooling.for_request(question.conditions, view.label,
+                                           prepared.header_timeout_s)
         client.watch()
         committed = self._run(decision, prepared, record, cooling, sticky)
         admission.release_body()
@@ -160,27 +128,6 @@ class Completions:
         except BaseException:
             committed.response.close()
             raise
-
-    def _sticky(self, environ: dict[str, Any], asked: Asked,
-                field: ModelField) -> ClientStickiness | None:
-        if asked.mode is Mode.DIRECT:
-            return None
-        return self.stickiness.for_client(environ, field.prompt_cache_key,
-                                          in_list=asked.mode is Mode.LIST)
-
-    def _conditions(self, view: View) -> Conditions:
-        """Return the models as this host finds them now; for the ranking it is what cools."""
-        conditions = self.cooling.conditions()
-        if not self.rules.balanced or view.snapshot is None:
-            return conditions
-        return Conditions(conditions.cooling, open_requests=self.open_requests.counts(),
-                          feed_age_s=self.clock() - view.snapshot.as_of)
-
-    def _needs(self, asked: Asked, field: ModelField, between: Callable[[], None]) -> Needs:
-        if not asked.needs_count or not self.config.alias_fit:
-            return NO_NEEDS
-        between()
-        return read_needs(field.members, between)
 
     def _prepared(self, path: str, environ: dict[str, Any], record: RequestRecord,
                   field: ModelField, asked: Asked) -> Prepared:
@@ -192,7 +139,7 @@ class Completions:
 
     def _counting(self, record: RequestRecord) -> Callable[[str], None]:
         """Return what counts a request as open on the model of each attempt, until its end."""
-        if not self.rules.balanced:
+        if not self.deciding.rules.balanced:
             return uncounted
         opened = OpenRequest(self.open_requests)
         record.on_finish.append(opened.end)
@@ -203,7 +150,7 @@ class Completions:
         # The store of sticky choices may wait, and its request be interrupted then: it comes last.
         observers = (record, cooling, sticky) if sticky else (record, cooling)
         account = record.account = Account(
-            decision, self.stickiness.is_on, record.started, self.clock)
+            decision, self.deciding.stickiness.is_on, record.started, self.clock)
         try:
             return self.attempts.run(decision.candidates, prepared, observers, cooling.may_try,
                                      account.passed_over)
@@ -255,10 +202,6 @@ def _show_error(upstream: UpstreamResponse, first: bytes,
     return changed, fields_of_changed(fields, changed)
 
 
-def _go_on() -> None:
-    pass
-
-
 def _told_to_retry(committed: Committed, failed_over: bool, fields: list[Field]) -> list[Field]:
     """Return the response fields of an upstream's answer with what the client should do next.
 
@@ -273,12 +216,7 @@ def _told_to_retry(committed: Committed, failed_over: bool, fields: list[Field])
 
 def _refused(record: RequestRecord, why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
     """Finish the record of a request that gets no answer of an upstream; return what it gets."""
-    if isinstance(why, ApiError):
-        error = why
-    elif isinstance(why, BodyTooSlow):
-        error = overloaded("The body came too slowly for a router with so much to do.")
-    else:
-        error = overloaded("The router is about to end.")
+    error = refusal(why)
     if record.failed_over:
         error.headers += (NO_RETRY,)
     if record.account is not None:

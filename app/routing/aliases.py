@@ -4,6 +4,7 @@ Source: specs/002 R4, R50, specs/003 R33.
 """
 
 import dataclasses
+import enum
 import functools
 import itertools
 import re
@@ -36,6 +37,15 @@ class Pooled(msgspec.Struct, frozen=True, gc=False):
     def name(self) -> str:
         """Return the model id."""
         return self.candidate.name
+
+
+class Filter(enum.StrEnum):
+    """What leaves a chute out of an alias's pool: a key of the alias, or none of its globs."""
+
+    EXCLUDE = "exclude"
+    CONFIDENTIAL = "confidential"
+    MIN_CONTEXT = "min_context"
+    NOT_MATCHED = "not_matched"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,24 +103,34 @@ class Alias:
         slice_size = _PER_SLICE // len(tiers) or 1
         for number, candidate in enumerate(candidates, 1):
             name, model = candidate.name, models.get(candidate.name)
-            tier = self._tier(name) if self._admits(name, model) else None
+            tier = self._tier(name) if self._filter(name, model) is None else None
             if tier is not None:
                 tiers[tier].append(Pooled(candidate, tier, model))
             if number % slice_size == 0:
                 pause()
         return Pool(tuple(itertools.chain(*tiers)))
 
+    def left_out(self, name: str, model: Model | None) -> Filter | None:
+        """Return which filter leaves an eligible chute out of the pool; None: it is in it.
+
+        name   of the chute
+        model  what the models feed says of it
+        """
+        found = self._filter(name, model)
+        return found or (Filter.NOT_MATCHED if self._tier(name) is None else None)
+
     def _tier(self, name: str) -> int | None:
         matching = (number for number, globs in enumerate(self.tiers) if _matches(globs, name))
         return next(matching, None)
 
-    def _admits(self, name: str, model: Model | None) -> bool:
+    def _filter(self, name: str, model: Model | None) -> Filter | None:
         if _matches(self.exclude, name):
-            return False
+            return Filter.EXCLUDE
         if self.confidential and not (model and model.confidential):
-            return False
-        return not self.min_context or bool(
-            model and (model.context_length or 0) >= self.min_context)
+            return Filter.CONFIDENTIAL
+        if self.min_context and not (model and (model.context_length or 0) >= self.min_context):
+            return Filter.MIN_CONTEXT
+        return None
 
 
 def _matches(globs: tuple[str, ...], name: str) -> bool:

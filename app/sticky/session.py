@@ -81,13 +81,15 @@ class Stickiness:
         return not isinstance(self.store, NoStickiness)
 
     def for_client(self, environ: Mapping[str, str], prompt_cache_key: str = "",
-                   in_list: bool = False) -> ClientStickiness:
+                   in_list: bool = False, looks_only: bool = False) -> ClientStickiness:
         """Return the stickiness of one request.
 
         environ           of the request, and
         prompt_cache_key  of its body; see ClientKeys.derive
         in_list           whether it is in list mode
+        looks_only        whether the choice's life is left as it is
         Cost              one call of the store; may switch greenlets
         """
         client_key = self.client_keys.derive(environ, prompt_cache_key)
-        return ClientStickiness(self.store, client_key, self.store.get(client_key), in_list)
+        look_up = self.store.look if looks_only else self.store.get
+        return ClientStickiness(self.store, client_key, look_up(client_key), in_list)

@@ -72,6 +72,9 @@ class SqliteStickyStore:
         model, moved_at = rows[0] if rows else (None, None)
         return StickyChoice(model, moved_at=moved_at)
 
+    # Only a write renews an entry's life.
+    look = get
+
     def put(self, client_key: str, model: str, choice: StickyChoice,
             by_list: bool = False) -> None:
         """Keep `model` for the client; its life starts anew."""

@@ -32,6 +32,9 @@ class StickyStore(Protocol):
     def get(self, client_key: str) -> StickyChoice:
         """Look up a client's model."""
 
+    def look(self, client_key: str) -> StickyChoice:
+        """Look up a client's model without renewing its life."""
+
     def put(self, client_key: str, model: str, choice: StickyChoice,
             by_list: bool = False) -> None:
         """Keep `model` for the client, whose choice was `choice`; its life starts anew.
@@ -56,6 +59,8 @@ class NoStickiness:
     def get(self, client_key: str) -> StickyChoice:
         """Return no choice."""
         return StickyChoice()
+
+    look = get
 
     def put(self, client_key: str, model: str, choice: StickyChoice,
             by_list: bool = False) -> None:

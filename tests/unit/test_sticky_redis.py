@@ -60,7 +60,7 @@ class Redis:
             if self.entries.get(words[2], "").partition("\n")[0] == words[3]:
                 del self.entries[words[2]]
         else:
-            return self.entries.get(words[0] if name == "GETEX" else words[2])
+            return self.entries.get(words[0] if name in ("GETEX", "GET") else words[2])
 
 
 @pytest.fixture
@@ -112,6 +112,17 @@ def test_the_hosts_own_store_is_kept_up_to_date_and_its_entries_in_use_do_not_ex
     for _ in range(10):
         assert used(store, "a") == "a"
         library.now += 30
+
+
+def test_a_look_renews_nothing_and_finds_what_the_host_knows_while_redis_is_away(
+        store_for, library):
+    """005-R9, 008-R25"""
+    store = store_for()
+    used(store, "a")
+    looked = store.look("client")
+    assert (looked.model, looked.renewed, library.calls[-1]) == ("a", False, "GET")
+    library.errors = {None: redis.ConnectionError()}
+    assert store.look("client").model == "a" and store.look("other").model is None
 
 
 @pytest.fixture

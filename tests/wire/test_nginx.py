@@ -197,7 +197,24 @@ def test_the_status_page_is_closed_to_outsiders_until_a_line_opens_it(site):
         assert answer.status in (403, 404) and answer.error["param"] is None, path
     answer = site.ask(b"", "127.0.0.1", "GET", "/status")
     assert answer.status == 200 and b'"configuration"' in answer.body
-    assert SITE.read_text().count("        # allow 192.0.2.0/24;\n        deny all;") == 1
+    assert SITE.read_text().count("        # allow 192.0.2.0/24;\n        deny all;") == 2
+
+
+def test_explain_is_closed_to_outsiders_until_a_line_opens_it(site):
+    """008-R27"""
+    for path in ("/explain", "//explain", "/%65xplain", "/explain?x=1"):
+        answer = site.ask({"model": "a"}, "127.0.0.2", path=path)
+        assert answer.status in (403, 404) and answer.error["param"] is None, path
+
+
+def test_the_answer_of_explain_comes_through_nginx(tmp_path):
+    """008-R27: the router's main address is behind it, not that of its probes."""
+    with Upstream(**FEED) as upstream, Router(upstream.url) as router:
+        router.wait_until_fed()
+        with Nginx(f"127.0.0.1:{router.port}") as nginx:
+            site = Site(upstream, router, nginx)
+            assert b'"candidates"' in site.ask({"model": "a"}, path="/explain").body
+            assert site.ask({"model": "a"}, "127.0.0.2", path="/explain").status == 403
 
 
 def test_what_the_backend_tells_a_proxy_to_do_is_not_done_and_passes(site):

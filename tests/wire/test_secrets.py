@@ -64,11 +64,11 @@ class Everywhere:
             c.shutdown(socket.SHUT_WR)
             self.said += read_to_end(c)
 
-    def ask(self, body, own=True, **headers):
+    def ask(self, body, own=True, path="/v1/chat/completions", **headers):
         """Send a request; what comes is kept if it is the router's own."""
         connection = self.router.connect()
         connection.source_address = (PEER, 0)
-        connection.request("POST", "/v1/chat/completions", body, {
+        connection.request("POST", path, body, {
             "Authorization": f"Bearer {TOKEN}", "X-Forwarded-For": FORWARDED, **headers})
         answer = Answer(connection.getresponse())
         connection.close()
@@ -144,6 +144,21 @@ def test_no_error_made_here_has_any_of_it(planted):
     """007-R11, 002-R21"""
     assert planted.said.count(b'"error"') >= 15
     assert [secret for secret in PLANTED if secret.encode() in planted.said] == []
+
+
+def test_no_explanation_has_any_of_it(planted):
+    """008-R22, 007-R11: but for the name of a chute, as the feed has it."""
+    shown = b""
+    for model in ("a", "b,a", "x,a", "chutesai/AutoPilot"):
+        answer = planted.ask(BODY.replace(b'"a"', b'"%s"' % model.encode()), own=False,
+                             path="/explain", Authorization=f"Bearer {CREDENTIAL}")
+        assert answer.status == 200
+        shown += answer.body.replace(b'{"model": "%s"' % TOKEN.encode(), b"")
+        shown += str(answer.fields).encode()
+    with sqlite3.connect(planted.router.runtime_directory() / "choices.sqlite") as database:
+        keys = [key for key, in database.execute("SELECT client FROM sticky")]
+    database.close()
+    assert keys and [each for each in (*PLANTED, *keys) if each.encode() in shown] == []
 
 
 def test_no_digest_that_stands_for_a_client_is_written(planted):
