@@ -136,7 +136,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     app.register_blueprint(health.blueprint())
     app.register_blueprint(Metrics(views, cooling).blueprint())
     app.register_blueprint(Status(config, views, memory, health.not_ready_reason,
-                                  cooling.conditions, started_at(), clock).blueprint())
+                                  deciding.conditions, started_at(), clock).blueprint())
     jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, history, clock)),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S),
             PeriodicJob("host memory", memory.write, _KEEP_EVERY_S),

@@ -10,9 +10,10 @@ from typing import Any
 
 from app.config import VERSION, Config
 from app.routing.conditions import Conditions
-from app.routing.decision import Asked, Mode, decide
-from app.routing.needs import NO_NEEDS, Fit
-from app.routing.ranking import Candidate, no_pause
+from app.routing.decision import Asked, Mode, Placed, decide, placed
+from app.routing.explanation import shown
+from app.routing.needs import NO_NEEDS
+from app.routing.ranking import no_pause
 from app.routing.view import View
 from app.seen.history import SLICE_S, ModelSeen, Seen
 
@@ -90,39 +91,24 @@ def _feed(name: str, content: tuple[float, int] | None, moment: Moment) -> dict[
 
 def _aliases(view: View, conditions: Conditions,
              pause: Callable[[], None]) -> list[dict[str, Any]]:
-    ranked = {} if view.snapshot is None else {
-        candidate.name: candidate for candidate in view.snapshot.ranking.candidates}
     aliases = []
     for alias in view.aliases:
-        members = view.pool(alias).members
-        shown = dict.fromkeys(_order(view, alias, conditions)[:MOST_ROWS] if members else ())
-        tiers = {member.name: member.tier for member in members if member.name in shown}
-        aliases.append({
-            "name": alias, "count": len(members),
-            "candidates": [_candidate(ranked[name], tiers[name], conditions) for name in shown]})
+        count = len(view.pool(alias).members)
+        candidates = [shown(each) for each in _first(view, alias, conditions)] if count else []
+        aliases.append({"name": alias, "count": count, "candidates": candidates})
         pause()
     return aliases
 
 
-def _order(view: View, alias: str, conditions: Conditions) -> tuple[str, ...]:
-    """Return an alias's candidates as the next request without needs or a sticky choice has them.
+def _first(view: View, alias: str, conditions: Conditions) -> tuple[Placed, ...]:
+    """Return an alias's first candidates as a request without needs or a sticky choice has them.
 
     The alias has some.
     """
     asked = Asked(Mode.ALIAS, (alias,), needs_count=True)
-    return decide(view, asked, NO_NEEDS, conditions=conditions).candidates
-
-
-def _candidate(candidate: Candidate, tier: int, conditions: Conditions) -> dict[str, Any]:
-    name, parts = candidate.name, candidate.parts
-    return {
-        "model": name, "score": round(parts.score, 4),
-        "parts": {"free": round(parts.free, 4), "scalable": round(parts.scalable, 4),
-                  "rate_limited": round(parts.rate_limited, 4)},
-        "instances": candidate.instances, "utilization": round(candidate.utilization, 4),
-        "tier": tier, "fit": Fit.YES, "missing": [],
-        "cooling_s": conditions.cooling.get(name), "in_band": None,
-        "open": conditions.open_requests.get(name, 0)}
+    decision = decide(view, asked, NO_NEEDS, conditions=conditions)
+    first = dataclasses.replace(decision, candidates=decision.candidates[:MOST_ROWS])
+    return placed(view, asked, NO_NEEDS, conditions, first)
 
 
 def _model(name: str, seen: ModelSeen) -> dict[str, Any]:

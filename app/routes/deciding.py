@@ -120,12 +120,20 @@ class Deciding:
         caller = sticky.caller(self.clock()) if sticky else Caller()
         needs = self._needs(asked, field)
         # Last: others have run meanwhile.
-        return Question(view, field, asked, needs, caller, self._conditions(view), sticky)
+        return Question(view, field, asked, needs, caller, self.conditions(view), sticky)
 
     def decide(self, question: Question) -> Decision:
         """Decide; see app.routing.decision.decide."""
         return decide(question.view, question.asked, question.needs, question.caller, self.rules,
                       question.conditions)
+
+    def conditions(self, view: View) -> Conditions:
+        """Return the models as this host finds them now; for the ranking it is what cools."""
+        conditions = self.cooling.conditions()
+        if not self.rules.balanced or view.snapshot is None:
+            return conditions
+        return Conditions(conditions.cooling, open_requests=self.open_requests.counts(),
+                          feed_age_s=self.clock() - view.snapshot.as_of)
 
     def _needs(self, asked: Asked, field: ModelField) -> Needs:
         if not asked.needs_count or not self.config.alias_fit:
@@ -133,14 +141,6 @@ class Deciding:
         between = _between(field.body)
         between()
         return read_needs(field.members, between)
-
-    def _conditions(self, view: View) -> Conditions:
-        """Return the models as this host finds them now; for the ranking it is what cools."""
-        conditions = self.cooling.conditions()
-        if not self.rules.balanced or view.snapshot is None:
-            return conditions
-        return Conditions(conditions.cooling, open_requests=self.open_requests.counts(),
-                          feed_age_s=self.clock() - view.snapshot.as_of)
 
 
 def refusal(why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:

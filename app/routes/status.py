@@ -16,7 +16,7 @@ from app.page.document import CONTENT_SECURITY_POLICY, document
 from app.page.picture import Moment, picture
 from app.routes.application import Blueprint
 from app.routing.conditions import Conditions
-from app.routing.view import Views
+from app.routing.view import View, Views
 from app.seen.memory import Memory
 
 _HEADERS = (
@@ -33,7 +33,7 @@ class Status:
     """Shows the router to people.
 
     not_ready_reason  returns code and message of what keeps this worker from being ready, or None
-    conditions        returns the models as this host finds them
+    conditions        returns the models of a view as this host finds them
     started_at        seconds since the epoch
     clock             returns seconds, monotonic
     """
@@ -42,7 +42,7 @@ class Status:
     views: Views
     memory: Memory
     not_ready_reason: Callable[[], tuple[str, str] | None]
-    conditions: Callable[[], Conditions]
+    conditions: Callable[[View], Conditions]
     started_at: float
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
@@ -56,8 +56,9 @@ class Status:
     def status(self) -> Response:
         """Answer with the picture: HTML for whoever prefers it, else JSON."""
         seen, now = self.memory.read(pause), self.wall_clock()
-        shown = picture(Moment(self.config, self.views.current, seen, self.conditions(),
-                               self.clock(), now, self.started_at), pause)
+        view = self.views.current
+        shown = picture(Moment(self.config, view, seen, self.conditions(view), self.clock(), now,
+                               self.started_at), pause)
         pause()
         accepted = request.accept_mimetypes
         if accepted["text/html"] > accepted["application/json"]:

@@ -52,17 +52,17 @@ def shown(each: Placed) -> dict[str, Any]:
     """
     standing, candidate = each.standing, each.standing.candidate
     parts, is_ranked = candidate.parts, candidate.instances > 0
-
-    def rounded(number: float) -> float | None:
-        return round(number, 4) if is_ranked else None
-
+    figures = {
+        "score": parts.score, "free": parts.free, "scalable": parts.scalable,
+        "rate_limited": parts.rate_limited, "utilization": candidate.utilization
+    } if is_ranked else {}
+    known = {name: round(number, 4) for name, number in figures.items()}
     return {
-        "model": standing.name, "score": rounded(parts.score),
-        "parts": {"free": rounded(parts.free), "scalable": rounded(parts.scalable),
-                  "rate_limited": rounded(parts.rate_limited)},
-        "instances": candidate.instances, "tier": standing.tier, "fit": standing.fit,
-        "missing": standing.missing, "cooling_s": round(each.cooling_s, 1),
-        "in_band": each.in_band, "open": each.open}
+        "model": standing.name, "score": known.get("score"),
+        "parts": {name: known.get(name) for name in ("free", "scalable", "rate_limited")},
+        "instances": candidate.instances, "utilization": known.get("utilization"),
+        "tier": standing.tier, "fit": standing.fit, "missing": standing.missing,
+        "cooling_s": round(each.cooling_s, 1), "in_band": each.in_band, "open": each.open}
 
 
 def _passed_over(view: View, asked: Asked, decision: Decision,

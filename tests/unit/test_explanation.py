@@ -71,5 +71,5 @@ def test_what_the_ranking_does_not_know_is_null():
     [one] = placed(view, asked, Needs(), QUIET, decided(view, asked="a"))
     assert shown(one) == {
         "model": "a", "score": None, "parts": dict.fromkeys(("free", "scalable", "rate_limited")),
-        "instances": 0, "tier": 0, "fit": "yes", "missing": (), "cooling_s": 0.0,
-        "in_band": False, "open": 0}
+        "instances": 0, "utilization": None, "tier": 0, "fit": "yes", "missing": (),
+        "cooling_s": 0.0, "in_band": False, "open": 0}

@@ -52,11 +52,11 @@ def test_a_chute_is_shown_with_its_parts_and_its_moment():
     conditions = Conditions(cooling={"a": 12.0}, open_requests={"a": 3})
     [alias] = shown(conditions=conditions, tiered={"tiers": (("b",), ("*",))})["aliases"]
     second, first = alias["candidates"][1], alias["candidates"][0]
-    assert (first["model"], first["tier"], first["cooling_s"], first["open"]) == ("b", 0, None, 0)
+    assert (first["model"], first["tier"], first["cooling_s"], first["open"]) == ("b", 0, 0.0, 0)
     assert second == {
         "model": "a", "score": 750.0, "instances": 1000, "utilization": 0.25, "tier": 1,
         "parts": {"free": 750.0, "scalable": 0.0, "rate_limited": 0.0}, "fit": "yes",
-        "missing": [], "cooling_s": 12.0, "in_band": None, "open": 3}
+        "missing": (), "cooling_s": 12.0, "in_band": False, "open": 3}
 
 
 def test_candidates_stand_in_the_order_in_which_a_request_would_try_them():
@@ -64,7 +64,7 @@ def test_candidates_stand_in_the_order_in_which_a_request_would_try_them():
     drawn = shown("abcd", conditions=Conditions(cooling={"a": 12.0, "c": 1.0}))
     [alias] = drawn["aliases"]
     assert [each["model"] for each in alias["candidates"]] == ["b", "d", "a", "c"]
-    assert [each["cooling_s"] for each in alias["candidates"]] == [None, None, 12.0, 1.0]
+    assert [each["cooling_s"] for each in alias["candidates"]] == [0.0, 0.0, 12.0, 1.0]
 
 
 def test_before_anything_was_fetched_there_is_a_picture_too():

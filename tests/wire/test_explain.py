@@ -17,8 +17,8 @@ from tests.support.upstream import Upstream, complete, unavailable
 AUTO = "chutesai/AutoPilot"
 KEYS = {"asked", "mode", "needs", "sticky", "snapshot_age_ms", "allowlist_age_ms", "candidates",
         "candidate_count", "passed_over", "error"}
-CANDIDATE_KEYS = {"model", "score", "parts", "instances", "tier", "fit", "missing", "cooling_s",
-                  "in_band", "open"}
+CANDIDATE_KEYS = {"model", "score", "parts", "instances", "utilization", "tier", "fit", "missing",
+                  "cooling_s", "in_band", "open"}
 ALIASES = """
 [[alias]]
 name = "tiered"
