@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test lint soak overload simulate bench bench-against bench-peers programs clients
+.PHONY: run demo smoke test lint soak overload simulate bench bench-against bench-peers programs \
+	clients
 
 # Start the router for real: configured by the environment, against the real backend.
 run: .venv/run
@@ -12,6 +13,11 @@ run: .venv/run
 # Watch the main job done against a scripted backend; ends with Ctrl-C.
 demo: .venv/run
 	exec $(BIN)/python -m tests.support.demo
+
+# Ask the real upstream what the project assumes of it, a minute; with a CHUTES_API_KEY it costs a few
+# hundred tokens, and says so first.
+smoke: .venv/run
+	$(BIN)/python -m tests.support.smoke
 
 test: lint programs clients
 	$(BIN)/python -m pytest
