@@ -156,7 +156,9 @@ def test_a_bad_request_gets_the_error_it_would_get(plain, body, headers):
 def test_the_route_is_on_the_main_address_and_takes_a_post_only(tmp_path):
     """008-R21"""
     port = free_port()
-    with site(tmp_path, HEALTH_LISTEN_ADDR=f"127.0.0.1:{port}") as (_, router):
+    with site(tmp_path, HEALTH_LISTEN_ADDR=f"127.0.0.1:{port}", STICKY_TTL_SECS="0") as (_, router):
+        # Where no choices are kept, none is told of.
+        assert explained(router, {"model": "a,b"})["sticky"] is None
         assert router.post({"model": "a"}, path="/explain", port=port).error["code"] == "not_found"
         assert router.get("/explain").error["code"] == "method_not_allowed"
         assert "POST /explain" in router.get("/nowhere").error["message"]
