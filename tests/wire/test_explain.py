@@ -5,13 +5,14 @@ import datetime
 import json
 import random
 import re
+import socket
 import sqlite3
 
 import pytest
 
 from tests.support.feeds import PRIVATE, bare_entry, model_entry, models_feed, utilization_row
 from tests.support.redis_server import RedisServer
-from tests.support.router import Router, free_port, until
+from tests.support.router import DEADLINE_S, Router, free_port, read_until, until
 from tests.support.upstream import Upstream, complete, unavailable
 
 AUTO = "chutesai/AutoPilot"
@@ -162,6 +163,25 @@ def test_the_route_is_on_the_main_address_and_takes_a_post_only(tmp_path):
         assert router.post({"model": "a"}, path="/explain", port=port).error["code"] == "not_found"
         assert router.get("/explain").error["code"] == "method_not_allowed"
         assert "POST /explain" in router.get("/nowhere").error["message"]
+
+
+def test_its_bodies_are_bounded_with_all_others(tmp_path):
+    """008-R21, 007-R20, 007-R24: one that only drips gives way, and one that leaves gives back."""
+    head = b"POST /explain HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
+    with site(tmp_path, MAX_REQUEST_BYTES="100000", MAX_BODY_BYTES_IN_FLIGHT="100000") as (
+            _, router), contextlib.ExitStack() as clients:
+        for _ in range(2):
+            clients.enter_context(dripping := socket.create_connection(
+                ("127.0.0.1", router.port), DEADLINE_S))
+            dripping.sendall(head)
+            router.wait_for_connections(1)
+            # A body that is here does not wait for one that is only announced.
+            until(lambda: router.chat("a", padding="x" * 90_000).status == 200)
+            assert b'"overloaded"' in read_until(dripping, b"}}")
+            dripping.close()
+        with socket.create_connection(("127.0.0.1", router.port), DEADLINE_S) as leaving:
+            leaving.sendall(head)
+        until(lambda: router.post(b'{"model": "a"}'.ljust(100_000), path="/explain").status == 200)
 
 
 def rest(router):

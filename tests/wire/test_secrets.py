@@ -1,5 +1,6 @@
 """A token, a prompt and an address, planted wherever they could leak from, and looked for."""
 
+import itertools
 import json
 import socket
 import sqlite3
@@ -149,9 +150,11 @@ def test_no_error_made_here_has_any_of_it(planted):
 def test_no_explanation_has_any_of_it(planted):
     """008-R22, 007-R11: but for the name of a chute, as the feed has it."""
     shown = b""
-    for model in ("a", "b,a", "x,a", "chutesai/AutoPilot"):
+    # The second client is known by its address, and has a sticky choice.
+    for model, token in itertools.product(
+            ("a", "b,a", "x,a", "chutesai/AutoPilot"), (f"Bearer {CREDENTIAL}", "")):
         answer = planted.ask(BODY.replace(b'"a"', b'"%s"' % model.encode()), own=False,
-                             path="/explain", Authorization=f"Bearer {CREDENTIAL}")
+                             path="/explain", Authorization=token)
         assert answer.status == 200
         shown += answer.body.replace(b'{"model": "%s"' % TOKEN.encode(), b"")
         shown += str(answer.fields).encode()
