@@ -76,6 +76,7 @@ class Router:
     """
 
     views: Views
+    feeds: tuple[Feed[Any], ...]
     jobs: tuple[PeriodicJob, ...]
     in_flight: InFlight
     memory: Memory
@@ -84,7 +85,12 @@ class Router:
     max_request_bytes: int
 
     def start(self) -> None:
-        """Start what runs beside requests; called in each worker once it is up."""
+        """Start what runs beside requests; called in each worker before it serves.
+
+        What other workers have fetched is taken here: a reload leaves no moment without models.
+        """
+        for feed in self.feeds:
+            feed.take_saved()
         for job in self.jobs:
             job.start()
 
@@ -137,7 +143,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     app.register_blueprint(Metrics(views, cooling).blueprint())
     app.register_blueprint(Status(config, views, memory, health.not_ready_reason,
                                   deciding.conditions, started_at(), clock).blueprint())
-    jobs = (*(feed.job() for feed in build_feeds(config, tls, dialer, views, history, clock)),
+    feeds = build_feeds(config, tls, dialer, views, history, clock)
+    jobs = (*(feed.job() for feed in feeds),
             PeriodicJob("stale connections", transport.drop_stale, _DROP_STALE_EVERY_S),
             PeriodicJob("host memory", memory.write, _KEEP_EVERY_S),
             PeriodicJob("metric files", metrics.keep_files, _KEEP_EVERY_S),
@@ -145,7 +152,7 @@ def create_app(config: Config, *, send: Sender | None = None,
             PeriodicJob("sticky store", stickiness.store.keep, _KEEP_EVERY_S),
             PeriodicJob("cooling store", cooling.records.keep, _KEEP_EVERY_S))
     app.extensions["router"] = Router(
-        views, jobs, in_flight, memory, config.client_write_timeout_ms / 1000,
+        views, feeds, jobs, in_flight, memory, config.client_write_timeout_ms / 1000,
         config.client_header_timeout_ms / 1000, config.max_request_bytes)
     return app
 

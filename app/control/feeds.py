@@ -106,7 +106,7 @@ class Feed(Generic[Content]):
         Returns  whether the content is fresh
         Cost     I/O; switches greenlets
         """
-        self._take_saved()
+        self.take_saved()
         now = self._clock()
         if now - self._taken_at < self._fresh_s:
             self._failures = 0
@@ -132,7 +132,8 @@ class Feed(Generic[Content]):
             self._saved.write(document, self._clock() - now)
         return True
 
-    def _take_saved(self) -> None:
+    def take_saved(self) -> None:
+        """Take a newer document from the shared file. Cost: one stat() if there is none; pauses."""
         saved = self._saved.read_new() if self._saved is not None else None
         if saved is None or self._clock() - saved.age_s <= self._taken_at:
             return
