@@ -217,11 +217,10 @@ def base_url(text: str) -> str:
 
 
 def proxy(text: str) -> str:
-    """Check a proxy's URL, and put http:// before it if it has no scheme."""
-    with_scheme = text if "://" in text else f"http://{text}"
-    if _http_url(with_scheme) is None:
-        raise BadValue("an http or https URL; SOCKS proxies are not supported")
-    return with_scheme
+    """Check a proxy's URL."""
+    if _http_url(text) is None:
+        raise BadValue("an http or https URL with its scheme; SOCKS proxies are not supported")
+    return text
 
 
 def redis_url(text: str) -> str:

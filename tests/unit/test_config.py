@@ -68,7 +68,8 @@ def test_every_spelling_of_yes_and_no(environment, text, value):
     ("BACKEND_BASE_URL", "http://x/ y"), ("MODELS_URL", "file:///etc/passwd"),
     ("BACKEND_BASE_URL", "http://x?"), ("BACKEND_BASE_URL", "http://x/#"),
     *((name, value) for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "http_proxy")
-      for value in ("socks5://x:1", "http://x:port", "http://", "x y", "ftp://x")),
+      for value in ("socks5://x:1", "http://x:port", "http://", "x y", "ftp://x", "foo",
+                    "127.0.0.1:9")),
     ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem"), ("REQUESTS_CA_BUNDLE", "/etc/passwd"),
     ("BACKEND_BASE_URL", "http://x/v1"), ("BACKEND_BASE_URL", "http://x/v1/"),
     ("BACKEND_BASE_URL", "http://x/base/v1/chat/completions"),
@@ -157,7 +158,7 @@ def test_a_shared_store_needs_a_secret_that_its_replicas_share(environment):
 
 @pytest.mark.parametrize("variables, of_https, of_http", [
     ({}, "", ""), ({"HTTPS_PROXY": "http://a:1"}, "http://a:1", ""),
-    ({"HTTP_PROXY": "b:1", "ALL_PROXY": "https://c"}, "https://c", "http://b:1"),
+    ({"HTTP_PROXY": "http://b:1", "ALL_PROXY": "https://c"}, "https://c", "http://b:1"),
     ({"HTTPS_PROXY": "http://a", "https_proxy": "http://b"}, "http://b", ""),
     ({"HTTPS_PROXY": "http://a", "https_proxy": "", "all_proxy": "http://c"}, *["http://c"] * 2),
     ({"ALL_PROXY": "http://a", "no_proxy": "other.test,.test"}, "", ""),
