@@ -9,6 +9,7 @@ Source: specs/003 R1, R8, R22, R34, R61.
 import bisect
 import dataclasses
 import functools
+import statistics
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,6 +19,9 @@ from app.routing.catalogue import OTHER, Catalogue, Model
 from app.routing.choice import Lineup, line_up
 from app.routing.needs import NO_NEEDS, Fit, Needs, fit
 from app.routing.ranking import Candidate, Ranking, UtilizationRow, no_pause, rank
+
+# A row that is dated further ahead says nothing of the feed's age; clocks differ by less.
+_MOST_AHEAD_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -170,11 +174,15 @@ class Views:
         self._replace()
 
     def _told_at(self, taken_at: float) -> float | None:
-        told = max((row.timestamp for row in self._rows if row.timestamp is not None), default=None)
-        if told is None or self._wall_clock is None:
+        if self._wall_clock is None:
+            return None
+        now = self._wall_clock()
+        told = [row.timestamp for row in self._rows
+                if row.timestamp is not None and row.timestamp <= now + _MOST_AHEAD_S]
+        if not told:
             return None
         # A clock that is wrong must not make a feed younger than its fetch.
-        return min(self._clock() - (self._wall_clock() - told), taken_at)
+        return min(self._clock() - (now - statistics.median_low(told)), taken_at)
 
     def _replace(self) -> None:
         """Make the view of what was taken last, also if that came during a pause."""

@@ -81,8 +81,11 @@ def test_the_libraries_debug_lines_stay_off_whatever_the_level(level, app, libra
 
 
 @pytest.mark.parametrize("timestamps, told_at", [
-    ([900.0, 960.0, None], 60.0), ([None], None), ([2000.0], 97.0), ([-1e12], 100.0 - 1000 - 1e12)])
-def test_a_snapshot_tells_of_the_newest_timestamp_but_not_of_the_future(timestamps, told_at):
+    ([960.0, 900.0, 920.0, None], 20.0), ([900.0, 960.0], 0.0), ([None], None),
+    ([400.0, 500.0, 2000.0, 999.0, 500.0], -400.0), ([2000.0], None), ([1060.5, 900.0], 0.0),
+    ([1060.0], 97.0), ([-1e12], 100.0 - 1000 - 1e12)])
+def test_a_snapshot_tells_of_the_median_timestamp_of_rows_that_are_not_of_the_future(
+        timestamps, told_at):
     """003-R61"""
     views = Views(lambda: 100.0, lambda _: None, wall_clock=lambda: 1000.0)
     views.take_rows([UtilizationRow(f"{number}-TEE", 1, timestamp=timestamp)
