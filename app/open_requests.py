@@ -168,11 +168,14 @@ class OpenRequests:
         paths = slot_paths(directory)
         for number in free_slots(directory):
             # Whoever takes the slot clears it too; until then its worker's requests are over.
-            _clear(paths[number])
-        del paths[self._slot.number]
+            if number in paths:
+                _clear(paths[number])
+        paths.pop(self._slot.number, None)
         self._others = {path: self._others.get(path) or _File(path) for path in paths.values()}
         for file in self._others.values():
-            file.follow()
+            # One that is gone, or is no file, costs itself.
+            with contextlib.suppress(OSError):
+                file.follow()
 
 
 class _File:

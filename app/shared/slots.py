@@ -13,9 +13,11 @@ import fcntl
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Container, Iterator
 
 _PREFIX = "slot-"
+_NAME = re.compile("slot-(0|[1-9][0-9]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,11 @@ def free_slots(directory: pathlib.Path) -> Iterator[int]:
     Cost: three system calls a slot, no switch.
     """
     for number, path in slot_paths(directory).items():
-        lock = _lock(path)
+        try:
+            lock = _lock(path, create=False)
+        except (FileNotFoundError, IsADirectoryError):
+            # It went meanwhile, or somebody from outside made it.
+            continue
         if lock is not None:
             try:
                 yield number
@@ -64,12 +70,13 @@ def free_slots(directory: pathlib.Path) -> Iterator[int]:
 
 def slot_paths(directory: pathlib.Path) -> dict[int, pathlib.Path]:
     """Return the files of all slots that there have been, by number."""
-    return {int(path.name.removeprefix(_PREFIX)): path for path in directory.glob(_PREFIX + "*")}
+    return {int(path.name.removeprefix(_PREFIX)): path for path in directory.glob(_PREFIX + "*")
+            if _NAME.fullmatch(path.name)}
 
 
-def _lock(path: pathlib.Path) -> int | None:
-    """Lock a file, which is made if it is missing; None if another has the lock."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+def _lock(path: pathlib.Path, create: bool = True) -> int | None:
+    """Lock a file; None if another has the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT * create, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app import open_requests
 from app.open_requests import OpenRequest, OpenRequests
 from app.routing.catalogue import Model
 from app.routing.ranking import UtilizationRow
@@ -151,6 +152,35 @@ def test_what_a_killed_worker_had_open_does_not_stay(tmp_path):
     # Nor does it come back with the worker that takes the slot.
     assert host.counts(host.worker(), mine) == [{}, {}]
     assert len(list((tmp_path / "open").iterdir())) == 2
+
+
+@pytest.mark.parametrize("odd", ["slot-x", "slot-7", "slot-8/"])
+def test_what_stands_in_the_directory_and_is_no_workers_file_costs_nothing(tmp_path, odd):
+    """003-R62"""
+    host = Host(tmp_path / "open")
+    one, two = host.worker(), host.worker()
+    if odd.endswith("/"):
+        (tmp_path / "open" / odd).mkdir()
+    else:
+        (tmp_path / "open" / odd).touch()
+    opened(one, "a")
+    assert host.counts(one, two) == [{"a": 1}] * 2
+
+
+def test_files_that_come_and_go_between_two_looks_cost_nothing(tmp_path, monkeypatch):
+    """003-R62"""
+    host = Host(tmp_path / "open")
+    one, two = host.worker(), host.worker()
+    opened(one, "a")
+    seen = open_requests.slot_paths
+    for lacks in ({0}, {1}, {0, 1}):
+        monkeypatch.setattr(open_requests, "slot_paths", lambda directory: {
+            number: path for number, path in seen(directory).items() if number not in lacks})
+        monkeypatch.setattr(open_requests, "free_slots", lambda directory: [5])
+        for worker in (one, two):
+            worker.keep()
+    monkeypatch.undo()
+    assert host.counts(one, two) == [{"a": 1}] * 2
 
 
 def test_files_that_are_gone_are_made_anew_and_a_directory_that_cannot_be_costs_the_others(
