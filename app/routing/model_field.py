@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from app.errors import ApiError
+from app.routing.surrogates import without_lone_surrogates
 
 # Stands for a member that is not there.
 UNSET = msgspec.Raw(b"")
@@ -43,7 +44,6 @@ class Members(msgspec.Struct):
 _members = msgspec.json.Decoder(Members)
 _anything = msgspec.json.Decoder(msgspec.Raw)
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_string = msgspec.json.Decoder(str)
 
 # Within valid JSON a match is a key unless a backslash stands before it: an unescaped quote
 # can only open or close a string, and this one is followed by "model" and, outside, a colon.
@@ -55,7 +55,12 @@ _SPELLED_KEY = re.compile(
     rb'[ \t\n\r]*:[ \t\n\r]*')
 _LETTER_ESCAPE = re.compile(rb"\\u006[45cCdDfF]")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_BACKSLASH, _QUOTE = ord("\\"), ord('"')
+_BACKSLASH = ord("\\")
+# A string up to where it ends, or where an escape is cut.
+_BEGINNING = re.compile(rb'"(?:[^"\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*', re.DOTALL)
+# 512 bytes of the value are enough (005-R14). An escape takes at most 6 bytes for each byte that it
+# stands for. The last one may be cut, and is 12 bytes long if it is a pair.
+_KEY_BYTES = 1 + 6 * 512 + 12
 # To tell which of so many keys is the top-level one would hold the event loop for too long.
 _MOST_KEYS = 1000
 # Eight names of the length a header may have, escaped; a longer value names no model.
@@ -76,7 +81,8 @@ class ModelField:
     start    offset of the value's opening quote
     end      offset just behind its closing quote
     stream   whether the body says "stream": true
-    members  of the body; lone surrogate escapes in them are replaced
+    members  of the body; where lone surrogate escapes are in it, other digits stand in them
+    key      how `prompt_cache_key` begins, as JSON text
     """
 
     body: bytes = dataclasses.field(repr=False)
@@ -85,13 +91,22 @@ class ModelField:
     end: int
     stream: bool
     members: Members = dataclasses.field(repr=False)
+    key: bytes = dataclasses.field(repr=False)
 
     @property
     def prompt_cache_key(self) -> str:
-        """Return the body's `prompt_cache_key`; empty where that is no string."""
-        value = self.members.prompt_cache_key
-        is_string = value is not UNSET and memoryview(value)[0] == _QUOTE
-        return _string.decode(value) if is_string else ""
+        """Return how the body's `prompt_cache_key` begins: 512 bytes of UTF-8 and more, or all.
+
+        It is empty where that is no string. A lone surrogate escape in it gives U+FFFD.
+        """
+        begun = _BEGINNING.match(self.key)
+        if begun is None:
+            return ""
+        # The cut may be within a character.
+        text = begun[0].decode(errors="ignore")
+        if "\\" not in text:
+            return text[1:]
+        return str(json.loads(without_lone_surrogates(text.encode()) + b'"'))
 
     def body_for(self, model: str) -> Pieces:
         """Return the body with `model` as the value; other bytes stay as they are, uncopied."""
@@ -123,7 +138,20 @@ def find_model(body: bytes, pause: Callable[[], None] = lambda: None) -> ModelFi
     if len(match[0]) > _LONGEST_VALUE:
         raise ApiError("missing_model", "The \"model\" is too long to be a name.")
     return ModelField(body, _model_name(match[0]), start, match.end(),
-                      bytes(members.stream) == b"true", members)
+                      bytes(members.stream) == b"true", members,
+                      _key(members, body, syntax, pause))
+
+
+def _key(members: Members, body: bytes, syntax: bytes, pause: Callable[[], None]) -> bytes:
+    """Return how the prompt_cache_key begins, as the client wrote it."""
+    key = bytes(memoryview(members.prompt_cache_key)[:_KEY_BYTES])
+    if syntax is body or rb"\u1" not in key:
+        return key
+    pause()
+    # Two layouts of the same body differ where something was replaced, and say what it was.
+    other = memoryview(_members.decode(_neutral(body, b"2", b"3")).prompt_cache_key)[:_KEY_BYTES]
+    return bytes([{ord("2"): ord("d"), ord("3"): ord("D")}[there] if here != there else here
+                  for here, there in zip(key, other)])
 
 
 def _parse(body: bytes, pause: Callable[[], None]) -> tuple[Members, bytes]:
@@ -154,13 +182,20 @@ def _decode(decoder: "msgspec.json.Decoder[_Document]", body: bytes,
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        # Other hex digits do for the syntax; the length stays, and so do all offsets. None of these
-        # escapes, of \\u1000 to \\u1fff, spells a letter of a key.
-        neutral = body.replace(rb"\ud", rb"\u1").replace(rb"\uD", rb"\u1")
+        neutral = _neutral(body, b"1", b"1")
         if neutral == body:
             raise
         pause()
         return decoder.decode(neutral), neutral
+
+
+def _neutral(body: bytes, for_d: bytes, for_upper_d: bytes) -> bytes:
+    """Return a body of the same layout without surrogate escapes.
+
+    Other hex digits do for the syntax; the length stays, and so do all offsets. None of these
+    escapes, of \\u1000 to \\u3fff, spells a letter of a key.
+    """
+    return body.replace(rb"\ud", rb"\u" + for_d).replace(rb"\uD", rb"\u" + for_upper_d)
 
 
 def _value_offset(body: bytes) -> int:

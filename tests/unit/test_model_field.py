@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import ApiError
+from app.routing import model_field
 from app.routing.model_field import find_model
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -133,7 +134,7 @@ def test_a_body_of_a_mebibyte_is_searched_whatever_fills_it(filler):
 
 @pytest.mark.parametrize("member, expected", [
     (b'"prompt_cache_key":"one"', "one"), (b'"prompt_cache_key" : "\\u00e9\\n\xc3\xa9"', "é\né"),
-    (b'"prompt_cache_key":"\\ud800"', "\u1800"), (b'"prompt_cache_key":""', ""),
+    (b'"prompt_cache_key":"\\ud800"', "\ufffd"), (b'"prompt_cache_key":""', ""),
     (b'"prompt_cache_key":1', ""), (b'"prompt_cache_key":null', ""),
     (b'"prompt_cache_key":["one"]', ""), (b'"prompt_cache_key":{"a":"one"}', ""),
     (b'"x":{"prompt_cache_key":"one"}', ""), (b'"Prompt_cache_key":"one"', "")])
@@ -141,3 +142,45 @@ def test_a_prompt_cache_key_is_a_string_at_the_top_level(member, expected):
     """005-R14"""
     for body in (b'{"model":"a",%s}', b'{%s , "model":"a"}'):
         assert find_model(body % member).prompt_cache_key == expected
+
+
+PARTS = st.sampled_from([
+    "a", "x" * 100, "\u00e9", "\u20ac", "\U0001f600", "\\n", "\\\\", '\\"', "\\/", "\\u0041",
+    "\\u00e9", "\\u1fff", "\\ud7ff", "\\uD83D\\uDE00",
+    "\\ud83d\\ude00", "\\\\ud8", "\\\\uD8"])
+
+
+def keys_of(text, more=""):
+    """Return what the client key takes in of a prompt_cache_key, given as JSON text."""
+    body = f'{{"model":"a",{more}"prompt_cache_key":{text}}}'.encode()
+    return find_model(body).prompt_cache_key[:512].encode()[:512]
+
+
+@given(st.lists(PARTS, max_size=12), PARTS, st.integers(0, 700) | st.just(4000),
+       st.lists(PARTS, max_size=12))
+def test_the_beginning_of_a_prompt_cache_key_is_that_of_the_whole(before, part, times, after):
+    """005-R14: wherever the cut comes, and also where a lone surrogate stands elsewhere."""
+    text = f'"{"".join(before)}{part * times}{"".join(after)}"'
+    whole = json.loads(text).encode()[:512]
+    assert keys_of(text) == whole
+    assert keys_of(text, '"x":"\\ud800",') == whole
+
+
+def test_a_lone_surrogate_in_a_prompt_cache_key_costs_that_character():
+    """005-R14"""
+    for text in (r'"\udc00a\ud83d\ude00\ud83d"', r'"\uDC00a\uD83D\uDE00\uD83D"'):
+        assert keys_of(text).decode() == "\ufffda\U0001f600\ufffd"
+
+
+def test_of_a_huge_prompt_cache_key_only_the_beginning_is_decoded(monkeypatch):
+    """005-R14"""
+    decoded, loads = [], json.loads
+    monkeypatch.setattr(model_field.json, "loads",
+                        lambda text: decoded.append(len(text)) or loads(text))
+    for filler in ("x", "\\n", "\\u0041", "\U0001f600", "\u00e9", "\\ud800"):
+        for before in ("", "a"):
+            text = f'"{before}{filler * 100_000}"'
+            field = find_model(f'{{"model":"a","prompt_cache_key":{text}}}'.encode())
+            decoded.clear()
+            assert 512 <= len(field.prompt_cache_key.encode()) < 4000
+            assert all(length < 4000 for length in decoded)
