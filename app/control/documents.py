@@ -5,7 +5,7 @@ Source: specs/003 R13, R32.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -22,6 +22,9 @@ _WINDOW_BYTES = 64 * 1024
 
 _TOKEN = re.compile(rb'(?P<quote>") |' + ESCAPE + rb"| (?P<not_finite>-?Infinity|NaN)",
                     re.DOTALL | re.VERBOSE)
+_BRACKETS = re.compile(rb'(?P<quote>")|\\.|(?P<open>[\[{]+)|(?P<close>[\]}]+)', re.DOTALL)
+# msgspec and json follow some thousand levels, less those of the functions that call them.
+_MOST_DEEP = 500
 
 # An array of JSON texts. A struct that is written as an array skips what is beyond its fields
 # without building it: a list would build millions of entries before they could be counted.
@@ -49,10 +52,12 @@ def split(document: bytes, kind: Any, expected: str, pause: Callable[[], None],
         return msgspec.json.decode(document, type=kind)
     except msgspec.ValidationError:
         raise FetchFailed(f"not {expected}") from None
-    except (msgspec.DecodeError, RecursionError):
+    except RecursionError:
+        repaired = _flattened(document, pause)
+    except msgspec.DecodeError:
         repaired = _repaired(document, in_place_of_nan, pause)
-        if repaired == document:
-            raise FetchFailed("not JSON") from None
+    if repaired == document:
+        raise FetchFailed("not JSON")
     return split(repaired, kind, expected, pause, in_place_of_nan)
 
 
@@ -62,29 +67,59 @@ def _repaired(document: bytes, in_place_of_nan: bytes, pause: Callable[[], None]
     The escapes are JSON, and Python writes the others. NaN within a string is text, and stays.
     Cost  20 ms a MiB; pauses
     """
-    repaired, copied, start, in_string = bytearray(), 0, 0, False
+    repaired, copied, in_string = bytearray(), 0, False
+    for token in _tokens(_TOKEN, document, pause):
+        instead = None
+        if token.lastgroup == "quote":
+            in_string = not in_string
+        elif token.lastgroup == "lone":
+            instead = REPLACEMENT
+        elif token.lastgroup == "not_finite" and not in_string:
+            instead = in_place_of_nan
+        if instead is not None:
+            repaired += document[copied:token.start()]
+            repaired += instead
+            copied = token.end()
+    return bytes(repaired + document[copied:])
+
+
+def _flattened(document: bytes, pause: Callable[[], None]) -> bytes:
+    """Put null for each array or object with _MOST_DEEP others around it. Cost: as _repaired."""
+    flat, copied, depth, in_string = bytearray(), 0, 0, False
+    for token in _tokens(_BRACKETS, document, pause):
+        if token.lastgroup == "quote":
+            in_string = not in_string
+        elif token.lastgroup is None or in_string:
+            continue
+        elif token.lastgroup == "open":
+            above, depth = _MOST_DEEP - depth, depth + len(token[0])
+            if 0 <= above < len(token[0]):
+                flat += document[copied:token.start() + above]
+                flat += b"null"
+                # Until it ends; what does not end is no JSON.
+                copied = len(document)
+        else:
+            below, depth = depth - _MOST_DEEP, depth - len(token[0])
+            if 0 < below <= len(token[0]):
+                copied = token.start() + below
+    return bytes(flat + document[copied:])
+
+
+def _tokens(pattern: re.Pattern[bytes], document: bytes,
+            pause: Callable[[], None]) -> Iterator[re.Match[bytes]]:
+    """Yield the matches of a pattern; pauses between two windows."""
+    start = 0
     while start < len(document):
         pause()
-        pieces = list[bytes]()
         end = start + _WINDOW_BYTES
         # The window's end may cut a token that begins here or later: the next window has it.
         certain = end - LONGEST_ESCAPE if end < len(document) else end
-        for token in _TOKEN.finditer(document, start, end):
+        for token in pattern.finditer(document, start, end):
             if token.start() >= certain:
                 break
-            start, instead = token.end(), None
-            if token.lastgroup == "quote":
-                in_string = not in_string
-            elif token.lastgroup == "lone":
-                instead = REPLACEMENT
-            elif token.lastgroup == "not_finite" and not in_string:
-                instead = in_place_of_nan
-            if instead is not None:
-                pieces += document[copied:token.start()], instead
-                copied = start
-        repaired += b"".join(pieces)
+            start = token.end()
+            yield token
         start = max(start, certain)
-    return bytes(repaired + document[copied:])
 
 
 def entries_of(entries: Any) -> list[msgspec.Raw]:

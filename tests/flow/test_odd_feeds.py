@@ -67,6 +67,10 @@ LARGE = {
     "one string": filled(b"[" + GOOD_ROW + b',{"name":"', b"a", b'"}]'),
     "escapes": filled(b"[" + GOOD_ROW + b',{"name":"', b"\\n", b'"}]'),
     "brackets": filled(b"", b"[", b""),
+    "deep and wide": filled(b"[" + GOOD_ROW + b",[" + b"[" * 2000, b"[],",
+                            b"0" + b"]" * 2001 + b"]"),
+    "deep again and again": filled(b"[" + GOOD_ROW + b",[", b"[" * 2000 + b"]" * 2000 + b",",
+                                   b"0]]"),
     "not finite": filled(b"[" + GOOD_ROW + b",[", b"NaN,", b"1]]"),
     "not finite at the end": filled(b"[" + GOOD_ROW + b",[", b"1,", b"NaN]]"),
     "lone surrogates": filled(b"[" + GOOD_ROW + b',{"a":"', b"\\udfff", b'"}]'),
@@ -268,6 +272,42 @@ def test_an_entry_is_json_and_holds_what_it_held_but_for_what_is_replaced(values
     held = json.dumps(json.loads(written, parse_constant=lambda _: None), ensure_ascii=False)
     assert msgspec.json.decode(model.entry) == json.loads(
         re.sub("[\ud800-\udfff]", "\ufffd", held))
+
+
+@pytest.mark.parametrize("deep", [
+    b"[" * 9_000 + b"]" * 9_000, b'{"a":[' * 2_000 + b"1" + b"]}" * 2_000,
+    b'[{"]":"\\"]}", "x":' * 2_000 + b'"NaN"' + b"}, 1]" * 2_000])
+@pytest.mark.parametrize("window", [13, 64 * 1024])
+def test_a_value_nested_too_deeply_costs_itself(monkeypatch, deep, window):
+    """003-R32: wherever a window ends."""
+    monkeypatch.setattr(documents, "_WINDOW_BYTES", window)
+    models, dropped = parse_models(
+        b'{"x": %s, "data": [{"id": "a"}, {"id": "b", "x": %s, "context_length": 7}, '
+        b'{"id": "c", "x": "[[{"}]}' % (deep, deep), pause)
+    assert ([(model.id, model.context_length) for model in models], dropped) == (
+        [("a", None), ("b", 7), ("c", None)], 0)
+    assert models[2].entry == b'{"id": "c", "x": "[[{"}'
+    json.loads(models[1].entry)
+    rows, dropped = parse_utilization(b"[%s, %s, %s]" % (
+        GOOD_ROW, GOOD_ROW.replace(b"{", b'{"x": ' + deep + b",", 1), deep), pause)
+    assert ([row.name for row in rows], dropped) == (["good", "good"], 1)
+
+
+@pytest.mark.parametrize("depth", [900, 1100])
+def test_what_is_nested_about_as_deep_as_can_be_read_costs_no_other_entry(depth):
+    """003-R32"""
+    deep = b"[" * depth + b"]" * depth
+    models, _ = parse_models(b'{"data": [{"id": "a"}, {"id": "b", "x": %s}]}' % deep, pause)
+    assert models[0].id == "a"
+
+
+@pytest.mark.parametrize("document", [b"[" * 5000, b"]" * 5000, b"[" * 5000 + b'"', b"[" * 999,
+                                      b"[" * 500 + b"[]," + b"[" * 5000])
+def test_brackets_alone_are_no_feed(document):
+    """003-R32"""
+    for parse in (parse_models, parse_utilization):
+        with pytest.raises(FetchFailed):
+            parse(document, pause)
 
 
 def test_bytes_that_are_no_text_cost_their_entry():
