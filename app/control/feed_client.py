@@ -16,6 +16,9 @@ from app.errors import FetchFailed
 from app.eventloop import Deadline
 
 _PIECE = 64 * 1024
+# What is asked for, and what is none. Of another one the bytes would be taken for the document.
+_CODINGS = frozenset(("gzip", "x-gzip", "deflate", "identity", ""))
+_MOST_SHOWN = 20
 
 
 def feed_fetcher(url: str, *, proxy: str, tls: ssl.SSLContext, dialer: Dialer, timeout_s: float,
@@ -55,7 +58,7 @@ def feed_fetcher(url: str, *, proxy: str, tls: ssl.SSLContext, dialer: Dialer, t
 def _session(proxy: str, tls: ssl.SSLContext, dialer: Dialer) -> requests.Session:
     session = requests.Session()
     session.trust_env = False
-    session.headers["Connection"] = "close"
+    session.headers.update({"Connection": "close", "Accept-Encoding": "gzip, deflate"})
     session.hooks["response"] = [_check_status]
     session.proxies = {"http": proxy, "https": proxy} if proxy else {}
     for scheme in ("http://", "https://"):
@@ -96,6 +99,9 @@ def _check_status(response: requests.Response, *_: Any, **__: Any) -> None:
 
 
 def _read(response: requests.Response, max_bytes: int) -> bytes:
+    for coding in response.headers.get("Content-Encoding", "").lower().split(","):
+        if coding.strip() not in _CODINGS:
+            raise FetchFailed(f"content coding {coding.strip()[:_MOST_SHOWN]!a}")
     pieces, size = [], 0
     for piece in response.iter_content(_PIECE):
         size += len(piece)

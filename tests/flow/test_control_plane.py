@@ -1,8 +1,10 @@
 """Feeds and their refresh, in process: `responses` answers instead of the network."""
 
 import dataclasses
+import gzip
 import itertools
 import json
+import zlib
 
 import msgspec
 import gevent
@@ -192,6 +194,10 @@ def test_a_fetch_sends_nothing_of_any_client_and_follows_nothing(fetch):
     ({"status": 500}, "status 500"), ({"status": 204}, "status 204"),
     ({"status": 302, "headers": {"Location": URL + "/elsewhere"}}, "status 302"),
     ({"body": b"x" * 1001}, "larger than 1000 bytes"),
+    ({"body": b"x", "headers": {"Content-Encoding": "br"}}, "content coding 'br'"),
+    ({"body": b"x", "headers": {"Content-Encoding": "identity, ZSTD"}}, "content coding 'zstd'"),
+    ({"body": b"x", "headers": {"Content-Encoding": "\u00e9 " + "y" * 99}},
+     "content coding '\\xe9 " + "y" * 18 + "'"),
     ({"body": requests.ConnectionError("10.1.2.3 refused")}, "ConnectionError")])
 def test_whatever_is_no_plain_200_is_a_failed_fetch(fetch, answer, why):
     """003-R10"""
@@ -199,6 +205,16 @@ def test_whatever_is_no_plain_200_is_a_failed_fetch(fetch, answer, why):
         mock.get(URL, **answer)
         fetch()
     assert str(caught.value) == why
+
+
+@responses.activate
+@pytest.mark.parametrize("coding, encode", [
+    ("gzip", gzip.compress), ("X-GZip", gzip.compress), ("deflate", zlib.compress),
+    ("identity", bytes), ("", bytes)])
+def test_codings_that_are_asked_for_are_read(fetch, coding, encode):
+    """003-R10"""
+    responses.get(URL, encode(b"document"), headers={"Content-Encoding": coding})
+    assert fetch() == b"document"
 
 
 def test_a_feed_keeps_what_it_had_and_tells_of_changes_once(caplog):
