@@ -4,6 +4,7 @@ Source: specs/001 R1.
 """
 
 import dataclasses
+import functools
 import pathlib
 import resource
 import secrets
@@ -16,7 +17,7 @@ from flask import Flask
 
 from app import metrics
 from app.config import BALANCED, Config, runtime_directory, started_at
-from app.control.changes import CatalogueChanges
+from app.control.changes import CatalogueChanges, Eligibility
 from app.control.feed_client import feed_fetcher
 from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
@@ -114,7 +115,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     metrics.show_zeros({failure.reason for failure in Failure},
                        {failure.kind for failure in Failure if failure.blame is Blame.EDGE}, CAUSES)
     tls = trusting(config.ca_bundle)
-    views = Views(clock, _show, config.aliases_file.aliases, pause, time.time)
+    views = Views(clock, functools.partial(_show, Eligibility()), config.aliases_file.aliases,
+                  pause, time.time)
     dialer = Dialer(Names(clock))
     transport = build_transport(config, tls, dialer)
     files_allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -243,8 +245,9 @@ def _saved_feed(config: Config, source: FeedSource[Any]) -> SavedFeed | None:
                      usable=lambda: bool(config.state_dir) or is_private(directory))
 
 
-def _show(view: View) -> None:
-    """Set this worker's gauges to a new view."""
+def _show(eligibility: Eligibility, view: View) -> None:
+    """Set this worker's gauges to a new view, and tell of one without an eligible model."""
+    eligibility.look(view)
     catalogue, snapshot = view.catalogue, view.snapshot
     metrics.show_view(
         len(snapshot.ranking.candidates) if snapshot else 0,

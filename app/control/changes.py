@@ -1,8 +1,11 @@
 """Say which models appear and which go: once on a host, whichever worker sees it first.
 
-Source: specs/003 R23.
+Say also when there is none that an alias could choose.
+
+Source: specs/003 R4, R23.
 """
 
+import collections
 import contextlib
 import fcntl
 import json
@@ -12,9 +15,10 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 from app.eventloop import pause
+from app.logs import StateChange
 from app.metrics import catalogue_changes_total, count
 from app.routing.catalogue import Catalogue, Model
-from app.routing.view import Views
+from app.routing.view import View, Views
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +91,25 @@ class CatalogueChanges:
             unfinished.replace(path)
             return own if known is None else known
         return None
+
+
+class Eligibility:
+    """Logs when no row of the utilization feed is eligible, with the reasons, and when one is."""
+
+    def __init__(self) -> None:
+        self._state = StateChange(logger, "no model is eligible", "models are eligible again")
+
+    def look(self, view: View) -> None:
+        """Look at a new view; as long as a feed is missing there is nothing to say."""
+        if view.catalogue is None or view.snapshot is None:
+            return
+        if view.snapshot.ranking.candidates:
+            self._state.working()
+            return
+        reasons = collections.Counter(view.snapshot.ranking.rejected.values())
+        self._state.failing(", ".join([f"{count} {reason}"
+                                       for reason, count in reasons.most_common()])
+                            or "all chutes are private")
 
 
 def _read(path: pathlib.Path) -> tuple[float, frozenset[str] | None]:

@@ -12,6 +12,7 @@ import pytest
 import requests
 import responses
 
+from app.control.changes import Eligibility
 from app.control.feed_client import feed_fetcher
 from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
@@ -21,6 +22,9 @@ from app.dialing.dialer import Dialer
 from app.dialing.names import Names
 from app.errors import FetchFailed
 from app.eventloop import Event, pause
+from app.routing.catalogue import Model
+from app.routing.ranking import UtilizationRow
+from app.routing.view import Views
 from app.upstream.tls import trusting
 from tests.support.feeds import (bare_entry, model_entry, models_feed, public_names,
                                  utilization_feed, utilization_row)
@@ -228,6 +232,28 @@ def test_a_feed_keeps_what_it_had_and_tells_of_changes_once(caplog):
     assert stored == [frozenset("a"), frozenset("b")]
     assert [record.message for record in caplog.records] == [
         "feed refresh fails", "feed refresh works again"]
+
+
+def test_feeds_that_do_not_go_together_are_told_of_once_each_time(caplog):
+    """003-R4"""
+    eligibility = Eligibility()
+    views = Views(lambda: 0.0, eligibility.look)
+    rows = {name: UtilizationRow(name, count) for name, count in (
+        ("a", 1), ("a ", 1), ("b ", 1), ("b", 0))}
+    with caplog.at_level("INFO"):
+        views.take_rows([rows["a "]])
+        assert not caplog.records
+        views.take_models(map(Model, "ab"))
+        views.take_rows([rows["b "], rows["a "]])
+        views.take_rows([rows["b"], rows["a"]])
+        views.take_rows([rows["a"]])
+        views.take_rows([rows["b"], rows["b "], rows["a "]])
+        views.take_rows([rows["a"]])
+        views.take_rows([])
+    assert [(record.message, record.why) for record in caplog.records] == [
+        ("no model is eligible", "1 not_allowlisted"), ("models are eligible again", ""),
+        ("no model is eligible", "2 not_allowlisted, 1 no_instance"),
+        ("models are eligible again", ""), ("no model is eligible", "all chutes are private")]
 
 
 class Host:

@@ -43,6 +43,22 @@ def test_readyz_says_what_is_missing(models, rows, code):
         assert not_ready(router) == code
 
 
+def test_rows_that_no_alias_can_use_are_told_of_once():
+    """003-R4"""
+    rows = [utilization_row("a "), utilization_row("b "), utilization_row("a", active=0)]
+    with Upstream(models=models_feed(["a", "b"]), rows=rows) as upstream:
+        with Router(upstream.url, WEB_CONCURRENCY="1", UTILIZATION_REFRESH_MS="50") as router:
+            [line] = router.wait_for_lines(
+                lambda line: line["message"] == "no model is eligible")
+            assert (line["why"], line["level"]) == (
+                "2 not_allowlisted, 1 no_instance", "WARNING")
+            upstream.rows = [utilization_row("a")]
+            router.wait_for_lines(lambda line: line["message"] == "models are eligible again")
+            assert router.get("/readyz").status == 200
+        told = [line["message"] for line in router.lines if "eligible" in str(line["message"])]
+        assert told == ["no model is eligible", "models are eligible again"]
+
+
 @pytest.mark.parametrize("settings, code", [
     ({"READYZ_MAX_ALLOWLIST_AGE_MS": "50"}, "stale_allowlist"),
     ({"READYZ_MAX_SNAPSHOT_AGE_MS": "50"}, "stale_snapshot"),

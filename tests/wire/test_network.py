@@ -96,6 +96,23 @@ def test_a_name_all_of_whose_addresses_refuse_is_refused_at_once(names, backend)
         assert attempt["detail"] == "ConnectFailed ConnectionRefusedError"
 
 
+def test_a_connect_that_the_header_deadline_ends_is_a_failure_of_the_edge(backend):
+    """002-R12, 002-R13: whichever of the two limits is the shorter one."""
+    feeds, port = backend(), free_port()
+    with black_hole("127.0.0.5", port), Router(
+            feeds.url, BACKEND_BASE_URL=f"http://127.0.0.5:{port}", **CALM, WEB_CONCURRENCY="1",
+            UPSTREAM_CONNECT_TIMEOUT_MS="60000", UPSTREAM_HEADER_TIMEOUT_MS="300",
+            UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS="300", COOLDOWN_FAILURES="1") as router:
+        router.wait_until_fed()
+        for name in "ab":
+            answer = router.chat(LISTED, headers={"X-Request-Id": name})
+            assert (answer.status, answer.error["code"]) == (502, "upstream_connect_error")
+            [attempt] = router.record(name)["attempts"]
+            assert (attempt["outcome"], attempt["detail"]) == (
+                "upstream_connect_error", "ConnectFailed HeaderDeadline")
+        assert not [line for line in router.lines if line["message"] == "model cooling"]
+
+
 @pytest.mark.parametrize("old", ["serves", "refuses", "swallows"])
 def test_a_name_that_moves_is_followed_and_no_request_is_lost(names, backend, old):
     """002-R30, 002-R32"""
