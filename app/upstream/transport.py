@@ -125,6 +125,22 @@ def _broken(cause: str) -> Iterator[bytes]:
     yield b""
 
 
+class _Request:
+    """A request on its way, and whether it has no connection yet."""
+
+    __slots__ = "head", "body", "connecting"
+
+    def __init__(self, head: bytes, body: Pieces) -> None:
+        self.head, self.body, self.connecting = head, body, False
+
+    def late(self) -> UpstreamFailed:
+        """Return what it means that the header deadline is over now."""
+        if self.connecting:
+            # The connect timeout is the longer one. No model has heard of the request.
+            return UpstreamFailed(Failure.UNREACHABLE, "ConnectFailed HeaderDeadline")
+        return UpstreamFailed(Failure.HEADER_TIMEOUT, "no headers")
+
+
 class Transport:
     """Sends requests to the upstream over pooled connections.
 
@@ -155,51 +171,52 @@ class Transport:
         lines += [f"{name}: {value}" for name, value in (*self._endpoint.headers.items(),
                                                          *headers.items())]
         lines += [f"Content-Length: {sum(map(len, body))}", "", ""]
-        head = "\r\n".join(lines).encode("latin-1")
+        request = _Request("\r\n".join(lines).encode("latin-1"), body)
         began, pooled = time.monotonic(), self._pool.take()
         try:
-            with Deadline(header_timeout_s, lambda: UpstreamFailed(
-                    Failure.HEADER_TIMEOUT, "no headers")):
+            with Deadline(header_timeout_s, request.late):
                 if pooled is None:
-                    return self._on_a_fresh_one(head, body, resent=False)
-                return self._on_a_pooled_one(pooled, began, head, body)
+                    return self._on_a_fresh_one(request, resent=False)
+                return self._on_a_pooled_one(pooled, began, request)
         except UpstreamFailed:
             if pooled is not None:
                 self._pool.drop_opened_before(began)
             raise
 
-    def _on_a_pooled_one(self, connection: Connection, began: float, head: bytes,
-                         body: Pieces) -> UpstreamResponse:
+    def _on_a_pooled_one(self, connection: Connection, began: float,
+                         request: _Request) -> UpstreamResponse:
         """Exchange on a pooled connection; once more on a fresh one where it was stale.
 
         A pooled connection that the upstream closed while it was idle is no failure of the
         upstream.
         """
         try:
-            return self._respond(connection, head, body, resent=False)
+            return self._respond(connection, request, resent=False)
         except _EXCHANGE_ERRORS as error:
             if not isinstance(error, CLOSED_BY_PEER) or not connection.was_idle_too_long:
                 raise _failed(Failure.CONNECTION_LOST, "ExchangeBroke", error) from error
         self._pool.drop_opened_before(began)
-        return self._on_a_fresh_one(head, body, resent=True)
+        return self._on_a_fresh_one(request, resent=True)
 
-    def _on_a_fresh_one(self, head: bytes, body: Pieces, resent: bool) -> UpstreamResponse:
+    def _on_a_fresh_one(self, request: _Request, resent: bool) -> UpstreamResponse:
+        request.connecting = True
         try:
             connection = self._pool.open()
         except _EXCHANGE_ERRORS as error:
             raise _failed(Failure.UNREACHABLE, "ConnectFailed", error) from error
+        request.connecting = False
         if resent:
             count(resends_total)
         try:
-            return self._respond(connection, head, body, resent)
+            return self._respond(connection, request, resent)
         except _EXCHANGE_ERRORS as error:
             what = "ResendBroke" if resent else "ExchangeBroke"
             raise _failed(Failure.CONNECTION_LOST, what, error) from error
 
-    def _respond(self, connection: Connection, head: bytes, body: Pieces,
+    def _respond(self, connection: Connection, request: _Request,
                  resent: bool) -> UpstreamResponse:
         try:
-            answer, early = connection.exchange(head, body)
+            answer, early = connection.exchange(request.head, request.body)
             raw = Body(connection, answer, early, self._pool.give_back)
             return UpstreamResponse(answer, raw, resent, self._idle_timeout_s)
         except BaseException:
