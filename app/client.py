@@ -9,7 +9,16 @@ Source: specs/002 R1, R40, specs/006 W1, W3.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
+
+
+class Counter(Protocol):
+    """Is told of what comes.
+
+    came  bytes
+    """
+
+    came: int
 
 
 class Client:
@@ -21,6 +30,9 @@ class Client:
 
     health_only = False
     body_pending = False
+
+    def count_into(self, counter: Counter) -> None:
+        """Count what comes of the current request's body, with its framing, and what has come."""
 
     def invite_body(self) -> None:
         """Tell a client that waits to be told so that its body is wanted."""

@@ -10,10 +10,11 @@ Theory
     lasts until whoever has set it takes it back.
 
     Who may throw into whom. The event loop's own callbacks throw into the serving greenlet:
-    `ClientGone` when the client hangs up while a request wants to know, and `IdleTooLong` when a
-    connection without a request is to end. A callback runs while no greenlet does, so the one it
-    throws into is always in a wait. Nothing else throws into a greenlet that serves a client but
-    the shutdown (app.inflight).
+    `ClientGone` when the client hangs up while a request wants to know, `IdleTooLong` when a
+    connection without a request is to end, and `BodyTooSlow` (app.inflight) while a request's body
+    arrives that is to give way. A callback runs while no greenlet does, so the one it throws into
+    is always in a wait. Nothing else throws into a greenlet that serves a client but the shutdown
+    (app.inflight), which comes a turn later.
 
     When a connection is spare. While it waits for its client (for a request, for the rest of a
     head, or for the client to read a refusal) its place may be given to another connection.
@@ -27,7 +28,7 @@ import socket
 import time
 from typing import Any, Protocol
 
-from app.client import Client
+from app.client import Client, Counter
 from app.client_writes import WritingSocket
 from app.errors import ClientGone, IdleTooLong
 from app.eventloop import FairShare, after_this_turn, getcurrent, readable
@@ -50,6 +51,7 @@ class Request(Protocol):
     """What is used of the server's own object for a request."""
 
     body: Any
+    unreader: Any
 
     def force_close(self) -> None:
         """End the connection after the answer."""
@@ -76,6 +78,7 @@ class ClientSocket(WritingSocket, Client):
         self._hang_ups, self._patience = hang_ups, patience
         self._share = FairShare()
         self._request: Request | None = None
+        self._counter: Counter | None = None
         self._hung_up = self._watched = self._lingers = self._invites = False
         self._yields = False
         self._joining, self._held_back = False, b""
@@ -99,11 +102,17 @@ class ClientSocket(WritingSocket, Client):
 
     def end_request(self, ahead: bytes) -> None:
         """Take the connection back from its request; `ahead` has come behind it."""
-        self._watched, self._request = False, None
+        self._watched, self._request, self._counter = False, None, None
         self.forget_writes()
         now = time.monotonic()
         self._head.start(ahead, now)
         self.idle_since, self.spare_from = now, now + _USED_SPARE_S
+
+    def count_into(self, counter: Counter) -> None:
+        # The server hands over a piece once it is full: that of a slow body would take its time.
+        self._counter = counter
+        if self._request is not None:
+            counter.came += len(self._request.unreader.buf.getvalue())
 
     def invite_body(self) -> None:
         if self._invites:
@@ -111,7 +120,7 @@ class ClientSocket(WritingSocket, Client):
             self.sendall(_CONTINUE)
 
     def body_taken(self) -> None:
-        self.body_pending = False
+        self.body_pending, self._counter = False, None
 
     def abandon_body(self) -> None:
         self.close_after_answer()
@@ -166,6 +175,8 @@ class ClientSocket(WritingSocket, Client):
 
     def _recv(self, *args: int) -> bytes:
         data: bytes = super().recv(*args)
+        if self._counter is not None:
+            self._counter.came += len(data)
         return data
 
     def linger(self, announced: int | None) -> None:

@@ -22,7 +22,7 @@
     +-- ClientGone           thrown into a request's greenlet when its client has left
     +-- ShuttingDown         thrown into a request's greenlet when its worker ends before it
     +-- IdleTooLong          thrown into the greenlet of a connection that waits for its client
-    +-- BodyTooSlow          thrown into a request whose body arrives slowly, for another's sake
+    +-- BodyTooSlow          thrown into a request whose body still arrives, for another's sake
 
 The last four are not of the class `Exception`. They interrupt a wait inside a library, and
 libraries take every `Exception` there for a failure of the upstream.

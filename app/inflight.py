@@ -2,23 +2,26 @@
 
 A request arrives, then it is in flight. While its body arrives it takes no place in flight, so
 clients that send slowly keep nobody out. It takes its connection and, if its body is large, memory.
-Where either runs short, slow bodies give way.
+Where either runs short, bodies that drip give way. Of those that come well none does for another
+like it: whatever had come of it would have come in vain.
 
-Source: specs/007 R1, R3, R20, R24, R25.
+Source: specs/007 R1, R3, R20, R24-R26.
 """
 
+import functools
+import math
 import time
 from collections.abc import Callable
 
 from app.errors import BodyTooSlow, ShuttingDown, overloaded
-from app.eventloop import Greenlet, getcurrent, throw_soon
+from app.eventloop import Greenlet, after_this_turn, getcurrent, throw_soon
 
-# How slow a body is shows only after a while.
-_BODY_LEAST_S = 0.5
-# One that brings less than this, 128 kbit/s, drips; that shows sooner. Where connections are taken
-# it holds its own for nothing, like one that waits for the rest of a head.
+# A body that brings less than this, 128 kbit/s, drips. Where connections are taken it holds its own
+# for nothing, like one that waits for the rest of a head; that shows soon.
 _DRIP_BYTES_A_SECOND = 16 * 1024
 _DRIP_S = 0.1
+# Where memory is short a client may first wait for 100 Continue to reach it, and TCP gather way.
+_BODY_LEAST_S = 0.5
 
 
 class Admission:
@@ -26,7 +29,9 @@ class Admission:
 
     serving    the greenlet that serves it
     on_cut     called before the request is cut
-    came       bytes of the body that are here
+    came       bytes of the body that are here, with its framing
+    within_s   how long the whole body may take, seconds
+    whole      the body is here: it does not give way any more
     placed     it has a place in flight
     gives_way  it has been told to end
     """
@@ -34,11 +39,26 @@ class Admission:
     def __init__(self, in_flight: "InFlight", on_cut: Callable[[], None], now: float) -> None:
         self.serving = getcurrent()
         self.on_cut = on_cut
-        self.came = 0
-        self.placed = self.gives_way = False
+        self.came, self.within_s = 0, math.inf
+        self.whole = self.placed = self.gives_way = self.place_needed = False
         self.began_at = now
         self.counted = 0
         self._in_flight = in_flight
+
+    @property
+    def to_come(self) -> int:
+        """Return how many bytes that are counted are not here."""
+        return self.counted - self.came
+
+    def drips(self, now: float) -> bool:
+        """Say whether the body drips; one of which nothing has come yet does."""
+        return self.came < max(_DRIP_S, now - self.began_at) * _DRIP_BYTES_A_SECOND
+
+    def is_late(self, now: float) -> bool:
+        """Say whether the body has long dripped, or will not be whole in its time at its pace."""
+        age_s = now - self.began_at
+        return age_s >= _BODY_LEAST_S and (
+            self.drips(now) or self.came * self.within_s < self.counted * age_s)
 
     def count_body(self, size: int) -> None:
         """Take memory for so many bytes more.
@@ -47,10 +67,19 @@ class Admission:
         """
         self._in_flight.take_memory(self, size)
 
+    def arrived(self) -> None:
+        """Take note that the body is here.
+
+        Raises  BodyTooSlow: what it holds has been promised to another
+        """
+        if self.gives_way:
+            raise BodyTooSlow(self.place_needed)
+        self.whole = True
+
     def begin(self) -> None:
         """Take a place in flight: the body is here.
 
-        Raises  ApiError overloaded
+        Raises  ApiError overloaded, BodyTooSlow
         """
         self._in_flight.begin(self)
 
@@ -114,6 +143,7 @@ class InFlight:
 
     def begin(self, admission: Admission) -> None:
         """Count a request that has arrived; see Admission."""
+        admission.arrived()
         self._refuse_beyond_limit()
         admission.placed = True
         self._count += 1
@@ -136,37 +166,38 @@ class InFlight:
 
         Cost  O(requests), no switch
         """
-        others = [each for each in self._arriving() if each is not wants]
-        least = self._clock() - _BODY_LEAST_S
-        if slow := [each for each in others if each.began_at <= least]:
-            _refuse(min(slow, key=self._bytes_a_second), place_needed=False)
-            return True
+        now = self._clock()
         # What is only announced must not keep out what is here.
-        most = max(others, key=_still_to_come, default=None)
-        if most is None or _still_to_come(most) <= bytes_wanted:
-            return False
-        _refuse(most, place_needed=False)
-        return True
+        slow = [each for each in self._arriving() if each is not wants and (
+            each.is_late(now) or each.drips(now) and each.to_come > bytes_wanted)]
+        if slow:
+            self._refuse(max(slow, key=lambda each: (each.drips(now), each.to_come)))
+        return bool(slow)
 
-    def make_room(self, places: int) -> None:
-        """Refuse all requests whose bodies drip; of the others the slowest, to have `places` free.
+    def make_room(self, someone_waits: bool) -> None:
+        """Refuse all requests whose bodies drip; if none does and someone waits, the youngest.
 
         Cost  O(requests), no switch
         """
-        now = self._clock()
-        by_speed = sorted((each for each in self._arriving() if now - each.began_at >= _DRIP_S),
-                          key=self._bytes_a_second)
-        for number, each in enumerate(by_speed):
-            if self._bytes_a_second(each) < _DRIP_BYTES_A_SECOND or (
-                    number < places and now - each.began_at >= _BODY_LEAST_S):
-                _refuse(each, place_needed=True)
+        now, arriving = self._clock(), self._arriving()
+        drips = [each for each in arriving if each.drips(now) and now - each.began_at >= _DRIP_S]
+        # The youngest loses least.
+        for each in drips or (arriving[-1:] if someone_waits else []):
+            self._refuse(each, place_needed=True)
 
     def _arriving(self) -> list[Admission]:
-        """Return those whose bodies are still arriving and may give way."""
-        return [each for each in self._admitted.values() if not each.placed and not each.gives_way]
+        """Return those whose bodies are still arriving and may give way, the youngest last."""
+        return [each for each in self._admitted.values() if not each.whole and not each.gives_way]
 
-    def _bytes_a_second(self, each: Admission) -> float:
-        return each.came / max(_DRIP_S, self._clock() - each.began_at)
+    def _refuse(self, each: Admission, *, place_needed: bool = False) -> None:
+        each.gives_way, each.place_needed = True, place_needed
+        each.release_body()
+        after_this_turn(functools.partial(self._end, each))
+
+    def _end(self, each: Admission) -> None:
+        # It may have ended in this turn. Its greenlet serves what comes next on the connection.
+        if self._admitted.get(each.serving) is each:
+            each.serving.throw(BodyTooSlow(each.place_needed))
 
     def cut(self) -> None:
         """End every request under way: by a refusal before its commit point, by a cut after.
@@ -178,16 +209,6 @@ class InFlight:
             # interrupted in the server's code.
             admission.on_cut()
             throw_soon(serving, ShuttingDown())
-
-
-def _still_to_come(each: Admission) -> int:
-    return each.counted - each.came
-
-
-def _refuse(each: Admission, *, place_needed: bool) -> None:
-    each.gives_way = True
-    each.release_body()
-    throw_soon(each.serving, BodyTooSlow(place_needed))
 
 
 def _nobody_to_tell() -> None:

@@ -29,8 +29,8 @@ from app.client_socket import ClientSocket
 from app.config import ConfigError
 from app.dialing.liveness import notice_vanished
 from app.draining import Address, Drain
-from app.errors import ApiError, BodyTooSlow, ClientGone, IdleTooLong, ShuttingDown, StreamCut
-from app.eventloop import after_this_turn, report_uncaught, serve, sleep
+from app.errors import ApiError, ClientGone, IdleTooLong, ShuttingDown, StreamCut
+from app.eventloop import after_this_turn, readable, report_uncaught, serve, sleep
 from app.hang_ups import HangUpWatch
 from app.heartbeat import Heartbeat, touch_in_memory
 from app.log_writer import write_lines_later, write_waiting_lines
@@ -49,8 +49,9 @@ _UNSENT_BYTES = 64 * 1024
 # How often a worker reports to the master and looks whether it is to end; how often it does while
 # it is full; how often it takes a step of its drain.
 _TICK_S, _FULL_TICK_S, _DRAIN_TICK_S = 0.25, 0.025, 0.1
-# While a worker is full it gives up a tenth of its places at a time, if they are spare.
-_PLACES_AT_ONCE = 0.1
+# While a worker is full it gives up a tenth of its places at a time, if they are spare. Rather than
+# end a request whose body comes well, it waits so long for one to become spare.
+_PLACES_AT_ONCE, _SOON_S = 0.1, 0.1
 # Between two tries to start a worker that cannot load the app.
 _START_AGAIN_S = 1.0
 # Objects made and not freed, then collections of the young and of the middle generation.
@@ -62,7 +63,7 @@ _LINE_BYTES, _FIELDS_AT_ONCE = 8192, 8
 # before it has sent all.
 _REST_BYTES = 32 * 1024 * 1024
 _NO_TIMEOUT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-_QUIET_ENDS = (BodyTooSlow, ClientGone, IdleTooLong, ShuttingDown)
+_QUIET_ENDS = (ClientGone, IdleTooLong, ShuttingDown)
 
 # Here, since the master loads this module before it makes a worker.
 touch_in_memory()
@@ -119,7 +120,8 @@ class RouterWorker(GeventWorker):
             self._report()
             full = [address for address in (self._clients, self._probes) if self._is_full(address)]
             for address in full:
-                self._make_room(address, max(1, int(self.worker_connections * _PLACES_AT_ONCE)))
+                self._make_room(address, max(1, int(self.worker_connections * _PLACES_AT_ONCE)),
+                                for_whom_waits=True)
             sleep(_FULL_TICK_S if full else _TICK_S)
         drain = Drain(self._in_flight, self._clients, self._probes,
                       self.cfg.graceful_timeout - _TICK_S)
@@ -172,8 +174,11 @@ class RouterWorker(GeventWorker):
     def _is_full(self, address: Address, with_one_more: bool = False) -> bool:
         return len(address.connections) + with_one_more >= self.worker_connections
 
-    def _make_room(self, address: Address, places: int) -> None:
-        """End up to so many connections that wait for their client, those spare longest first."""
+    def _make_room(self, address: Address, places: int, for_whom_waits: bool = False) -> None:
+        """End up to so many connections that wait for their client, those spare longest first.
+
+        for_whom_waits  a request whose body comes well may end too, if a connection waits
+        """
         now = time.monotonic()
         spare = [(connection.spare_from, id(connection), connection)
                  for connection in address.connections
@@ -181,7 +186,10 @@ class RouterWorker(GeventWorker):
         for _, _, connection in heapq.nsmallest(places, spare):
             connection.give_way()
         if address is self._clients and len(spare) < places:
-            self._in_flight.make_room(places - len(spare))
+            soon = any(each.spare_from is not None and each.spare_from <= now + _SOON_S
+                       for each in address.connections)
+            self._in_flight.make_room(
+                for_whom_waits and not soon and readable(self.sockets[0]))
 
     def handle_request(self, listener_name: Any, req: Any, sock: ClientSocket, addr: Any) -> None:
         """Serve one request of a connection."""

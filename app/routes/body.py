@@ -61,7 +61,9 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float,
     """
     announced = int(environ["CONTENT_LENGTH"]) if environ.get("CONTENT_LENGTH") else None
     timeout_s += (announced or 0) // _BYTES_PER_SECOND
+    admission.within_s = timeout_s
     client = client_of(environ)
+    client.count_into(admission)
     client.invite_body()
     with Deadline(timeout_s, lambda: ApiError(
             "request_timeout", f"The body was not complete within {timeout_s:g} s.")):
@@ -104,10 +106,8 @@ def _read(stream: Any, max_bytes: int, announced: int | None,
         size += len(piece)
         if size > max_bytes:
             raise _too_large(max_bytes)
-        if admission is not None:
-            admission.came = size
-            if announced is None:
-                admission.count_body(len(piece))
+        if admission is not None and announced is None:
+            admission.count_body(len(piece))
         if size == announced:
             return b"".join(pieces)
 

@@ -148,7 +148,7 @@ def refusal(why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
     if isinstance(why, ApiError):
         return why
     if isinstance(why, BodyTooSlow):
-        return overloaded("The body came too slowly for a router with so much to do.")
+        return overloaded("The router has too much to do to wait for this body.")
     return overloaded("The router is about to end.")
 
 

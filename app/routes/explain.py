@@ -53,7 +53,9 @@ class Explain:
         deciding = self.deciding
         admission = deciding.admit(environ, _nothing_to_note)
         try:
-            view, field = deciding.read(deciding.body(environ, admission))
+            body = deciding.body(environ, admission)
+            admission.arrived()
+            view, field = deciding.read(body)
             asked = deciding.asked(view, field)
             question = deciding.question(environ, view, field, asked, looks_only=True)
             return {"asked": field.model, **self._explained(question)}

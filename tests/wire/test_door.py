@@ -254,6 +254,78 @@ def test_dripped_bodies_that_come_again_keep_no_probe_out(backend):
         thread.join()
 
 
+class Uploads:
+    """Requests whose bodies come steadily, 100 KB a second; each of them begins a little later."""
+
+    def __init__(self, router, count, pieces):
+        self.answers, self.over = [], threading.Event()
+        body = json.dumps({"model": "a", "stream": True}).encode().ljust(pieces * 5_000)
+        self._head = POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        self._pieces = [body[at:at + 5_000] for at in range(0, len(body), 5_000)]
+        self._threads = [threading.Thread(target=self._upload, args=(router.port,))
+                         for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+            self.over.wait(0.02)
+
+    def _upload(self, port):
+        with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as client:
+            client.sendall(self._head)
+            with contextlib.suppress(OSError):
+                for piece in self._pieces:
+                    client.sendall(piece)
+                    if self.over.wait(0.05):
+                        break
+            if not self.over.is_set():
+                self.answers.append(read_to_end(client)[9:12])
+
+    def alive(self):
+        return [thread for thread in self._threads if thread.is_alive()]
+
+    def end(self):
+        self.over.set()
+        self.join()
+
+    def join(self):
+        for thread in self._threads:
+            thread.join()
+
+
+def test_bodies_that_fill_a_worker_are_all_served(backend):
+    """007-R25: for a connection that nobody waits for none has to give way."""
+    with Router(backend.url, WORKER_CONNECTIONS="12", **NEVER) as router:
+        router.wait_until_fed()
+        uploads = Uploads(router, 12, 30)
+        uploads.join()
+        assert uploads.answers == [b"200"] * 12
+
+
+def test_a_probe_at_a_worker_full_of_bodies_costs_one_of_them(backend):
+    """007-R25"""
+    with Router(backend.url, WORKER_CONNECTIONS="12", **NEVER) as router:
+        router.wait_until_fed()
+        uploads = Uploads(router, 12, 400)
+        router.wait_for_connections(12)
+        assert router.get("/healthz").status == 200
+        assert router.chat("a").status == 200
+        until(lambda: uploads.answers == [b"503"])
+        uploads.end()
+
+
+def test_bodies_that_are_only_announced_end_no_upload(backend):
+    """007-R24: as many as the memory takes, again and again."""
+    with Router(backend.url, MAX_REQUEST_BYTES="1000000", MAX_BODY_BYTES_IN_FLIGHT="3000000",
+                **NEVER) as router:
+        router.wait_until_fed()
+        uploads = Uploads(router, 4, 30)
+        announced = POST + b"Content-Length: 1000000\r\n\r\n{"
+        while uploads.alive():
+            with sending(router, announced, 4):
+                uploads.over.wait(0.2)
+        uploads.join()
+        assert uploads.answers == [b"200"] * 4
+
+
 def test_an_announced_length_gives_a_body_more_time(backend):
     """002-R1"""
     body = b'{"model": "a"}'.ljust(600_000)
