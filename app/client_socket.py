@@ -45,6 +45,8 @@ _LINGER_S, _SILENCE_S = 30.0, 2.0
 # One whose place is needed by others.
 _YIELDING_S = 0.02
 _FRAMING_BYTES = 64 * 1024
+# More than may be sent of empty lines.
+_PEEK_BYTES = 2048
 
 
 class Request(Protocol):
@@ -216,16 +218,24 @@ class ClientSocket(WritingSocket, Client):
         """End the connection unless some of a request is here or is being served."""
         def end() -> None:
             # In the event loop itself: no byte can be read between the look and the end.
-            if self.idle_since is not None and (self._lingers or not readable(self)):
+            if self.idle_since is not None and (self._lingers or not self._asks()):
                 self.served_by.throw(IdleTooLong())
         after_this_turn(end)
 
     def give_way(self) -> None:
         """End the connection if it is spare and nothing has just come."""
         def end() -> None:
-            if self.spare_from is not None and (self._lingers or not readable(self)):
+            if self.spare_from is not None and (self._lingers or not self._asks()):
                 self.served_by.throw(IdleTooLong())
         after_this_turn(end)
+
+    def _asks(self) -> bool:
+        """Say whether bytes have come that belong to a request: empty lines before it do not."""
+        try:
+            data: bytes = self._sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
+        except OSError:
+            return False
+        return bool(data if self._head.has_begun else data.strip(b"\r\n"))
 
     def hang_up(self) -> None:
         """End every wait for the client, to read or to write."""

@@ -12,7 +12,8 @@ import re
 from app.errors import ApiError, IdleTooLong
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
-_LEAST_WAIT_S = 0.001
+# Of empty lines before one head. Whoever sends more of them asks for nothing.
+_MAX_EMPTY_BYTES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +46,19 @@ class NextHead:
     def start(self, ahead: bytes, now: float) -> None:
         """Wait for a new head from now on, seconds on the monotonic clock."""
         self.ahead, self.has_begun = ahead, False
-        self._since, self._bytes, self._cr = now, 0, b""
+        self._since, self._bytes, self._empty, self._cr = now, 0, 0, b""
 
     def left_s(self, now: float) -> float:
         """Return how long the next bytes may take, seconds.
 
-        Raises  ApiError bad_request: the head is too large
+        Raises  ApiError bad_request: the head is too large; what `too_late` returns
         """
         if self._bytes > self._patience.head_bytes:
             raise ApiError("bad_request", "The header fields are too large.", status=431)
         most = self._patience.head_s if self.has_begun else self._patience.idle_s
-        return max(_LEAST_WAIT_S, self._since + most - now)
+        if now >= self._since + most:
+            raise self.too_late()
+        return self._since + most - now
 
     def too_late(self) -> BaseException:
         """Return what ends a connection whose next bytes have taken longer."""
@@ -68,11 +71,14 @@ class NextHead:
         """Judge bytes; return them without the empty lines before a head.
 
         Returns  nothing as long as no head has begun
-        Raises   ApiError bad_request: no request begins like this
+        Raises   ApiError bad_request: no request begins like this; IdleTooLong: none begins
         """
         if not self.has_begun:
             data = self._cr + data
-            data = data[_EMPTY_LINES.match(data).end():]  # type: ignore[union-attr]
+            empty = _EMPTY_LINES.match(data).end()  # type: ignore[union-attr]
+            self._empty, data = self._empty + empty, data[empty:]
+            if self._empty > _MAX_EMPTY_BYTES:
+                raise IdleTooLong
             if data in (b"", b"\r"):
                 self._cr = data
                 return b""

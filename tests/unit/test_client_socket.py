@@ -1,4 +1,4 @@
-"""How long a client that reads nothing is waited for, on real sockets."""
+"""How long a client is waited for that reads nothing or asks for nothing, on real sockets."""
 
 import socket
 
@@ -9,6 +9,8 @@ import pytest
 import app.client_writes as module
 from app.client_socket import ClientSocket
 from app.dialing.liveness import NOTICED_WITHIN_S, notice_vanished
+from app.errors import IdleTooLong
+from app.eventloop import readable
 from app.hang_ups import HangUpWatch
 from app.next_head import Patience
 from tests.support.upstream import swallow
@@ -85,3 +87,34 @@ def test_a_shorter_limit_needs_no_look(pair):
     with pytest.raises(TimeoutError):
         pair.router.sendall(DATA)
     assert not pair.looked and pair.tolerated_s == NOTICED_WITHIN_S
+
+
+@pytest.mark.parametrize("read, unread, ends", [
+    (b"", b"", True), (b"", b"\r\n\r\n", True), (b"", b"\r\nG", False),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n", b"", True), (b"GET / HTTP/1.1\r\n", b"\r\n", False)])
+@pytest.mark.parametrize("order", ["give_way", "close_if_idle"])
+def test_a_connection_gives_way_unless_some_of_a_request_has_just_come(pair, read, unread, ends,
+                                                                       order):
+    """007-R1, 007-R3, 002-R40: empty lines before a head are none, behind it they end it."""
+    told = []
+
+    def serve():
+        try:
+            gevent.sleep(DEADLINE_S)
+        except IdleTooLong:
+            told.append(order)
+
+    pair.router.served_by = serving = gevent.spawn(serve)
+    if read:
+        pair.client.sendall(read)
+        assert pair.router.recv(100) == read
+    if unread:
+        pair.client.sendall(unread)
+        with gevent.Timeout(DEADLINE_S):
+            while not readable(pair.router):
+                gevent.sleep(0)
+    getattr(pair.router, order)()
+    gevent.sleep(0.001)
+    serving.kill()
+    # A drain leaves a head that has begun to its own deadline.
+    assert told == [order] * (ends and not (read and order == "close_if_idle"))

@@ -1,6 +1,8 @@
 """The head of a request, and what may stand before it."""
 
+import contextlib
 import socket
+import threading
 
 import pytest
 
@@ -63,7 +65,7 @@ def test_an_empty_line_behind_a_request_begins_no_head(router, client, model, li
     assert read_to_end(client).count(b"HTTP/1.1 200 OK") == 2
 
 
-@pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n", b"\r\n" * 5000])
+@pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n", b"\r\n" * 500])
 def test_empty_lines_before_a_request_are_ignored(router, client, before):
     """002-R40, RFC 9112 section 2.2"""
     client.sendall(before + GET)
@@ -85,6 +87,38 @@ def test_empty_lines_do_not_keep_a_connection(upstream):
                 data = b""
                 break
         assert data == b""
+
+
+@pytest.mark.parametrize("lines", [1, 50, 5000])
+def test_empty_lines_without_a_pause_end_their_connection(router, client, lines):
+    """002-R40: more than 1 KiB of them."""
+    client.sendall(GET)
+    read_until(client, b"ok")
+    with pytest.raises(OSError):
+        for _ in range(10_000_000 // lines):
+            client.sendall(b"\r\n" * lines)
+
+
+def test_clients_that_send_empty_lines_keep_no_probe_out(upstream):
+    """002-R40, 007-R1: more of them than there are connections, and each comes again."""
+    over = threading.Event()
+
+    def lean(port):
+        while not over.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(
+                    ("127.0.0.1", port), DEADLINE_S) as sock:
+                while not over.is_set():
+                    sock.sendall(b"\r\n" * 4000)
+
+    with Router(upstream.url, WORKER_CONNECTIONS="10", CLIENT_KEEPALIVE_SECS="600") as router:
+        leaning = [threading.Thread(target=lean, args=(router.port,)) for _ in range(15)]
+        for thread in leaning:
+            thread.start()
+        for _ in range(5):
+            assert router.get("/healthz").status == 200
+        over.set()
+        for thread in leaning:
+            thread.join()
 
 
 def test_bytes_behind_the_last_request_do_not_destroy_its_answer(router, model):
