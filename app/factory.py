@@ -74,6 +74,7 @@ class Router:
 
     head_timeout_s     from the first byte of a request's head to its last
     max_request_bytes  of a body
+    fields_for_origin  what an answer to a request of an origin says of it, as header fields
     """
 
     views: Views
@@ -84,6 +85,7 @@ class Router:
     client_write_timeout_s: float
     head_timeout_s: float
     max_request_bytes: int
+    fields_for_origin: Callable[[str], list[tuple[str, str]]]
 
     def start(self) -> None:
         """Start what runs beside requests; called in each worker before it serves.
@@ -130,8 +132,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     history = build_history(clock)
     memory = Memory(history)
     health = Health(config, views, in_flight, clock)
-    app = Application(in_flight, config.client_write_timeout_ms / 1000,
-                      Cors(config.cors_allow_origins))
+    cors = Cors(config.cors_allow_origins)
+    app = Application(in_flight, config.client_write_timeout_ms / 1000, cors)
     # FLASK_DEBUG is a variable of other programs.
     app.debug = False
     shared, balanced = runtime_directory(), config.alias_choice == BALANCED
@@ -155,7 +157,7 @@ def create_app(config: Config, *, send: Sender | None = None,
             PeriodicJob("cooling store", cooling.records.keep, _KEEP_EVERY_S))
     app.extensions["router"] = Router(
         views, feeds, jobs, in_flight, memory, config.client_write_timeout_ms / 1000,
-        config.client_header_timeout_ms / 1000, config.max_request_bytes)
+        config.client_header_timeout_ms / 1000, config.max_request_bytes, cors.fields)
     return app
 
 

@@ -6,6 +6,7 @@ Source: specs/002 R21, specs/006 W11.
 """
 
 import email.utils
+from collections.abc import Iterable
 
 from gunicorn.http.errors import (ExpectationFailed, InvalidResponseHeader,
                                   InvalidResponseHeaderName, LimitRequestHeaders,
@@ -34,12 +35,13 @@ def refusal_for(exc: BaseException) -> ApiError:
     return ApiError("internal_error", "Something went wrong in the router.")
 
 
-def as_bytes(error: ApiError, request_id: str) -> bytes:
-    """Return the whole answer, which ends its connection."""
+def as_bytes(error: ApiError, request_id: str, more: Iterable[tuple[str, str]]) -> bytes:
+    """Return the whole answer, which ends its connection; `more` are header fields of it."""
     body = error.body()
     head = (f"HTTP/1.1 {error.status} {_PHRASES.get(error.status, 'Bad Request')}\r\n"
             f"Date: {email.utils.formatdate(usegmt=True)}\r\n"
             "Server: gunicorn\r\nConnection: close\r\n"
             f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n")
+            f"Content-Length: {len(body)}\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in more) + "\r\n")
     return head.encode("ascii") + body

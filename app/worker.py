@@ -103,7 +103,7 @@ class RouterWorker(GeventWorker):
         _spare_the_garbage_collector()
         self._hang_ups = HangUpWatch()
         router = self.wsgi.extensions["router"]
-        self._in_flight = router.in_flight
+        self._in_flight, self._fields_for_origin = router.in_flight, router.fields_for_origin
         self._patience = Patience(
             self.cfg.keepalive, router.head_timeout_s,
             _LINE_BYTES + _FIELDS_AT_ONCE * self.cfg.limit_request_field_size,
@@ -221,13 +221,14 @@ class RouterWorker(GeventWorker):
         error = refusal_for(exc)
         fields = dict(req.headers) if req is not None else {}
         request_id = sane_request_id(fields.get("X-REQUEST-ID", ""))
+        of_origin = self._fields_for_origin(fields.get("ORIGIN", ""))
         logger.log(logging.INFO if error.status < 500 else logging.ERROR, "request refused",
                    extra={"request_id": request_id, "status": error.status,
                           "why": exc.code if isinstance(exc, ApiError) else type(exc).__name__})
         # The client may have gone, or its place may be needed: nobody is left to be told.
         with contextlib.suppress(OSError, *_QUIET_ENDS):
             client.settimeout(_REFUSAL_WRITE_S)
-            client.sendall(as_bytes(error, request_id))
+            client.sendall(as_bytes(error, request_id, of_origin))
             client.linger(_announced(req) if req is not None else None)
 
 

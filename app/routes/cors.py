@@ -33,7 +33,7 @@ class Cors:
         response = Response(status=204)
         # There is no content.
         del response.headers["Content-Type"]
-        if self._allows(environ):
+        if self._allows(environ.get("HTTP_ORIGIN", "")):
             response.headers["Access-Control-Allow-Methods"] = _METHODS
             # Authorization is covered by its name only, never by "*".
             asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
@@ -48,12 +48,19 @@ class Cors:
         if environ["REQUEST_METHOD"] != "OPTIONS":
             for name in {name for name, _ in response.headers if name.lower().startswith(_PREFIX)}:
                 del response.headers[name]
-        response.headers.add("Vary", "Origin")
-        if self._allows(environ):
-            allowed = _ANY if _ANY in self._origins else environ["HTTP_ORIGIN"]
-            response.headers["Access-Control-Allow-Origin"] = allowed
-            response.headers["Access-Control-Expose-Headers"] = _ANY
+        for name, value in self.fields(environ.get("HTTP_ORIGIN", "")):
+            response.headers.add(name, value)
 
-    def _allows(self, environ: Mapping[str, Any]) -> bool:
-        origin = environ.get("HTTP_ORIGIN", "")
+    def fields(self, origin: str) -> list[tuple[str, str]]:
+        """Return the fields of an answer to a request of an origin; empty: it names none."""
+        if not self._origins:
+            return []
+        fields = [("Vary", "Origin")]
+        if self._allows(origin):
+            allowed = _ANY if _ANY in self._origins else origin
+            fields += [("Access-Control-Allow-Origin", allowed),
+                       ("Access-Control-Expose-Headers", _ANY)]
+        return fields
+
+    def _allows(self, origin: str) -> bool:
         return bool(origin) and (_ANY in self._origins or origin in self._origins)

@@ -106,6 +106,20 @@ def test_errors_and_answers_name_an_allowed_origin_once_in_place_of_the_upstream
             assert "Origin" in answer.values("Vary")
 
 
+@pytest.mark.parametrize("wrong", [b"Authorization: x\r\nAuthorization: y",
+                                   b"Transfer-Encoding: gzip, chunked"])
+@pytest.mark.parametrize("origin, told_so", [
+    (b"https://a.example", b"Access-Control-Allow-Origin: https://a.example\r\n"
+     b"Access-Control-Expose-Headers: *\r\n"), (b"https://c.test", b"")])
+def test_a_refusal_by_the_server_names_an_allowed_origin(open_router, wrong, origin, told_so):
+    """002-R24"""
+    head, _, body = open_router.exchange(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nOrigin: %s\r\n%s\r\n\r\n" % (
+            CHAT.encode(), origin, wrong)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["code"] == "bad_request"
+    assert (head + b"\r\n").endswith(b"\r\nVary: Origin\r\n" + told_so)
+
+
 def test_without_allowed_origins_the_upstreams_word_passes(router, upstream, model):
     """002-R24"""
     name = model()
@@ -113,3 +127,7 @@ def test_without_allowed_origins_the_upstreams_word_passes(router, upstream, mod
     answer = router.chat(name, headers={"Origin": "https://a.example"})
     assert answer.value("Access-Control-Allow-Origin") == "*" and answer.value("Vary") is None
     assert router.get(CHAT, {"Origin": "https://a.example"}, "OPTIONS").status == 405
+    refused = router.exchange(
+        b"GET / HTTP/1.1\r\nHost: x/y\r\nOrigin: https://a.example\r\n\r\n")
+    assert refused.startswith(b"HTTP/1.1 400 ") and b"Access-Control" not in refused
+    assert b"Vary" not in refused
