@@ -198,20 +198,23 @@ def _list_order(view: View, asked: Asked, needs: Needs, rules: Rules, conditions
                 client_key: str | None) -> tuple[Order, tuple[str, ...]]:
     """Return the order of what a list names, and those of its names that are unknown."""
     models, unknown, band = dict[str, None](), list[str](), frozenset[str]()
+    # As they would stand if nothing cooled, up to the first that does not.
+    healthy = dict[str, None]()
     for name in asked.names:
         if name in view.aliases:
             order = view.lineup(name, needs).order(conditions, client_key)
+            healthy.update(dict.fromkeys(order.passed_over + order.names))
             models.update(dict.fromkeys(order.names))
             band |= order.band
         elif rules.pass_unknown or view.admits(name):
-            models[name] = None
+            healthy[name] = models[name] = None
         else:
             unknown.append(name)
     names, cooling = tuple(models), frozenset(conditions.cooling.keys() & models.keys())
     if not cooling:
         return Order(names, band), tuple(unknown)
     ordered = sorted(names, key=cooling.__contains__)
-    ahead = names[:names.index(ordered[0])]
+    ahead = tuple(healthy)[:tuple(healthy).index(ordered[0])]
     return Order(tuple(ordered), band, cooling, ahead), tuple(unknown)
 
 

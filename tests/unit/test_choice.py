@@ -217,6 +217,33 @@ def test_of_what_cools_only_what_would_have_come_before_the_first_is_passed_over
         assert found.skipped == (Skipped("a/One", "cooling"),)
 
 
+@pytest.mark.parametrize("rules", [Rules(), Rules(balanced=True)])
+def test_what_an_alias_passes_over_is_named_in_a_list_too_where_it_would_have_come_first(rules):
+    """003-R60, 002-R52, 004-R6"""
+    view = view_of([(900, 0.5), (5, 0.5), (2, 0.5)])
+    cools = (Skipped("a/One", "cooling"),)
+    for asked, cooling, skipped in (
+            ("alias,x", ["a/One"], cools), ("x,alias", ["a/One"], ()),
+            ("x,alias", ["a/One", "x"], (Skipped("x", "cooling"), *cools)),
+            ("alias,x", ["a/One", "x"], cools), ("alias,x", ["x"], ())):
+        conditions = Conditions(dict.fromkeys(cooling, 1.0))
+        found = decided(view, rules, conditions=conditions, asked=asked)
+        assert found.skipped == skipped
+        of_alias = decided(view, rules, conditions=conditions).candidates
+        assert [name for name in found.candidates if name != "x"] == list(of_alias)
+
+
+def test_in_a_list_what_cools_of_an_alias_keeps_the_order_that_it_has_in_the_alias():
+    """003-R60, 004-R6"""
+    # The band of those two alone begins lower than the band of all, and has both.
+    view = view_of([(2000, 0.5), (1200, 0.5), (800, 0.5), (2, 0.5)])
+    conditions = Conditions(dict.fromkeys(NAMES[1:3], 1.0))
+    for key in map(str, range(40)):
+        alone = decided(view, conditions=conditions, key=key)
+        listed = decided(view, conditions=conditions, key=key, asked="alias,")
+        assert (listed.candidates, listed.skipped) == (alone.candidates, alone.skipped)
+
+
 def test_where_all_of_a_list_cools_its_choice_is_as_good_as_any():
     """005-R15"""
     both = Conditions({"a": 1.0, "b": 2.0})
