@@ -156,7 +156,7 @@ class Config:
         "a longer model list is refused with 400")
     max_attempts: int = _option(
         "MAX_ATTEMPTS", parse.whole_number(1), "8",
-        "how many candidates a request may try")
+        "how many attempts a request may make, each on another candidate")
     max_edge_failures: int = _option(
         "MAX_EDGE_FAILURES", parse.whole_number(1), "2",
         "so many in a row end a request: the upstream is not reached, or says 503 in HTML")

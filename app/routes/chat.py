@@ -151,9 +151,11 @@ class Completions:
         observers = (record, cooling, sticky) if sticky else (record, cooling)
         account = record.account = Account(
             decision, self.deciding.stickiness.is_on, record.started, self.clock)
+        passed_over = ((account.passed_over, sticky.passed_over) if sticky
+                       else (account.passed_over,))
         try:
             return self.attempts.run(decision.candidates, prepared, observers, cooling.may_try,
-                                     account.passed_over)
+                                     passed_over)
         finally:
             cooling.give_back()
 

@@ -21,7 +21,7 @@ _STEPS = 10 * _STEPS_A_SECOND
 class Limits:
     """How far failover goes for one request.
 
-    attempts       candidates that are tried
+    attempts       made, each on another candidate
     edge_failures  so many counted ones in a row end it
     budget_s       no further attempt begins so long after the request came
     """

@@ -1,6 +1,6 @@
 """Stickiness in one request: the client's choice, and what each attempt does to it.
 
-Source: specs/005 R3-R5, R16.
+Source: specs/005 R3-R5, R15, R16.
 """
 
 import dataclasses
@@ -42,6 +42,14 @@ class ClientStickiness:
         moved_at = self.choice.moved_at
         return Caller(self.client_key, self.choice.model,
                       None if moved_at is None else now - moved_at)
+
+    def passed_over(self, model: str, _why: str) -> None:
+        """Keep the choice if it is passed over when its turn has come.
+
+        Source: specs/005 R15.
+        """
+        if model == self.choice.model:
+            self.kept = True
 
     def attempted(self, attempt: Attempt) -> None:
         """Forget the chosen model if it failed; keep a model that answered with a 2xx.

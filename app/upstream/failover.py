@@ -90,10 +90,6 @@ def _always(_model: str) -> bool:
     return True
 
 
-def _nobody_told(_model: str, _why: str) -> None:
-    pass
-
-
 @dataclasses.dataclass(frozen=True)
 class Attempts:
     """How candidates are tried.
@@ -118,14 +114,14 @@ class Attempts:
     def run(self, candidates: tuple[str, ...], request: Prepared,
             observers: Sequence[AttemptObserver],
             may_try: Callable[[str], bool] = _always,
-            passed_over: Callable[[str, str], None] = _nobody_told) -> Committed:
+            passed_over: Sequence[Callable[[str, str], None]] = ()) -> Committed:
         """Try the candidates in order until one commits.
 
         candidates  model ids, not empty
         request     what is sent
         observers   told of each attempt as it ends
-        may_try     asked before each attempt but the last; may do I/O
-        passed_over told of each candidate that is not tried for now, and why
+        may_try     asked before each attempt; may do I/O. The last candidate is tried in any case
+        passed_over each told of every candidate that is not tried for now, and why
         Returns     Committed
         Raises      ApiError when an attempt failed, none follows and there is nothing to pass on,
                     or when too many requests wait for the last candidate
@@ -133,14 +129,16 @@ class Attempts:
 
         Source: specs/002 R11.
         """
-        tried = candidates[:self.limits.attempts]
-        course = Course(self.limits, request.came_at, self.clock)
+        course, attempts = Course(self.limits, request.came_at, self.clock), 0
         self.retries.count_request()
-        for model in tried:
-            last = model == tried[-1]
-            if not last and (why := self._why_not(model, may_try)):
-                passed_over(model, why)
+        for left, model in zip(reversed(range(len(candidates))), candidates):
+            why = self._why_not(model, may_try)
+            if why and left:
+                for told in passed_over:
+                    told(model, why)
                 continue
+            attempts += 1
+            last = not left or attempts == self.limits.attempts
             self.waiting.enter(model)
             try:
                 return self._attempt(model, request, observers, course, last)

@@ -7,6 +7,7 @@ from app.errors import ApiError
 from app.routing.failover_limits import Limits, RetryBudget
 from app.routing.outcomes import Blame, Failure, UpstreamFailed
 from app.upstream.failover import Attempts
+from app.upstream.waiting import Waiting
 from tests.flow.test_app import OK, Answer, Transport, prepared, watching
 
 UNREACHABLE = UpstreamFailed(Failure.UNREACHABLE, "")
@@ -63,6 +64,33 @@ def test_the_second_edge_failure_in_a_row_ends_the_request_with_its_answer(answe
         assert (answer.status, answer.code) == (502, "upstream_connect_error")
     for answer in answers[:tried - 1]:
         assert isinstance(answer, UpstreamFailed) or answer.closed
+
+
+@pytest.mark.parametrize("most, passed, tried", [
+    (1, "", "a"), (1, "a", "b"), (2, "a", "bc"), (2, "ab", "cd"), (2, "c", "ab"), (3, "c", "abd"),
+    (4, "abc", "d"), (1, "abcd", "d"), (9, "bd", "acd")])
+@pytest.mark.parametrize("reason", ["full", "cooling"])
+def test_a_candidate_that_is_passed_over_is_no_attempt(reason, most, passed, tried):
+    """002-R11, 003-R38, 007-R22"""
+    waiting, asked, told = Waiting(1), [], []
+    # The last candidate is never passed over; where it is full the answer is another.
+    for model in passed.replace("d", "") if reason == "full" else "":
+        waiting.enter(model)
+
+    def may_try(model):
+        asked.append(model)
+        return reason == "full" or model not in passed
+
+    answers = {name: Answer(status=503) for name in "abcd"}
+    transport = Transport(**answers)
+    committed = Attempts(transport, 1.0, Limits(most), waiting=waiting).run(
+        tuple("abcd"), prepared(), (), may_try, (lambda *what: told.append(what),))
+    assert "".join(model for model, *_ in transport.sent) == tried
+    assert committed.response is answers[tried[-1]] and not committed.response.closed
+    behind = "abcd"[:"abcd".index(tried[-1])]
+    assert told == [(name, reason) for name in behind if name not in tried]
+    # Each that is tried has been asked for, the last one too: it may be a probe.
+    assert set(tried) <= set(asked)
 
 
 def test_no_attempt_begins_after_the_requests_time_and_the_failure_at_hand_is_the_answer():

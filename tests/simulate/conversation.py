@@ -83,7 +83,7 @@ class Conversation:
         cooling = host.cooling.for_request(conditions, str, prepared.header_timeout_s)
         try:
             committed = host.attempts.run(decision.candidates, prepared, (cooling, sticky, self),
-                                          cooling.may_try)
+                                          cooling.may_try, (sticky.passed_over,))
         except ApiError as error:
             self._note(error.code, None)
             return None

@@ -76,6 +76,16 @@ def test_attempts_change_the_choice_only_by_a_success_and_by_the_chosen_models_f
     assert stickiness.moved is moved
 
 
+@pytest.mark.parametrize("passed_over, calls", [("a", []), ("b", ["put"])])
+def test_a_choice_that_is_passed_over_when_its_turn_comes_is_kept(passed_over, calls):
+    """005-R15"""
+    store = Store(StickyChoice("a"))
+    stickiness = Stickiness(store, ClientKeys("secret", None)).for_client({})
+    stickiness.passed_over(passed_over, "full")
+    stickiness.attempted(ended("c", status=200))
+    assert [call for call, *_ in store.calls[1:]] == calls
+
+
 @pytest.mark.parametrize("in_list, attempts, call", [
     (True, [ended("a", status=200)], ("put", "a")),
     (True, [FAILED_A, ended("b", status=200)], ("put", "b", "by a list")),

@@ -150,6 +150,19 @@ def probing(router, upstream):
     return clients[-1]
 
 
+def test_a_model_that_is_due_has_one_probe_also_where_a_request_has_one_attempt(upstream):
+    """003-R38, 002-R11"""
+    with running(upstream, COOLDOWN_SECS="1", MAX_ATTEMPTS="1",
+                 UPSTREAM_HEADER_TIMEOUT_MS="5000") as router:
+        upstream.on("best", unavailable)
+        assert [router.chat(ALIAS).status for _ in range(3)] == [503] * 3
+        upstream.on("best", stall)
+        client = probing(router, upstream)
+        assert [ask(router) for _ in range(6)] == ["next"] * 6
+        assert len(upstream.seen("best")) == 4
+        client.close()
+
+
 def test_a_probes_client_that_leaves_gives_the_probe_back(upstream):
     """003-R38"""
     with running(upstream, COOLDOWN_SECS="1", UPSTREAM_HEADER_TIMEOUT_MS="60000") as router:

@@ -1,12 +1,13 @@
 """A client's choice stays until it fails."""
 
+import contextlib
 import time
 
 import pytest
 
 from tests.support.feeds import models_feed, utilization_row
 from tests.support.router import Router, until
-from tests.support.upstream import Upstream, complete, reset_at_once, unavailable
+from tests.support.upstream import Upstream, complete, reset_at_once, stall, unavailable
 
 ALIAS = "chutesai/AutoPilot"
 
@@ -227,3 +228,25 @@ def test_a_model_that_is_full_is_passed_over_and_its_clients_come_back(ranked):
         until(lambda: moves_to("a"))
         assert answers[-1].values("x-chutes-autopilot-skipped") == []
         assert picked(router.chat(ALIAS, headers={"Authorization": "Bearer new"})) == "b"
+
+
+def test_a_model_for_which_too_many_wait_is_passed_over_and_its_client_comes_back(ranked):
+    """005-R15, 007-R22"""
+    with Router(ranked.url, MAX_INFLIGHT_REQUESTS="8",
+                UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS="60000") as router:
+        router.wait_until_fed()
+        mine = {"Authorization": "Bearer mine"}
+        assert picked(router.chat(ALIAS, headers=mine)) == "a"
+        ranked.on("a", stall)
+        with contextlib.ExitStack() as others:
+            for _ in range(4):
+                other = others.enter_context(contextlib.closing(router.connect()))
+                other.request("POST", "/v1/chat/completions", b'{"model": "a"}')
+            ranked.wait_for("a", 5)
+            answer = router.chat(ALIAS, headers=mine)
+            assert picked(answer) == "b"
+            assert answer.value("x-chutes-autopilot-skipped") == "a;full"
+        until(lambda: router.metrics()["requests_active",] == 0)
+        ranked.on("a", complete(b"{}"))
+        answer = router.chat(ALIAS, headers=mine)
+        assert picked(answer) == "a"
