@@ -60,7 +60,6 @@ class RequestRecord:
         self.selected = ""
         # nginx's status for a client that left without an answer, which is so until there is one.
         self.status = 499
-        self.sticky = ""
         self.code = ""
         self.body_bytes = 0
         self.resent = False
@@ -96,6 +95,11 @@ class RequestRecord:
     def failed_over(self) -> bool:
         """Say whether a second candidate was tried."""
         return len(self.attempts) > 1
+
+    @property
+    def sticky(self) -> str:
+        """What became of the client's sticky choice; empty before there is a decision."""
+        return self.account.sticky if self.account is not None else ""
 
     def begin_answer(self) -> None:
         """Take note that the first byte of the answer is here and goes to the client next."""

@@ -88,7 +88,7 @@ attempts = _histogram("attempts", "Attempts made for a request.", buckets=(1, 2,
 response_bytes_total = _counter("response_bytes", "Bytes of answers' bodies passed on.")
 streams_open = _sum_of_workers("streams_open", "Answers being passed on.")
 sticky_total = _counter(
-    "sticky", "Choices looked up: hit, miss, ignored (no candidate now); and moved by a failure.",
+    "sticky", "Requests by what became of the client's choice: hit, miss, ignored, moved.",
     ["result"])
 refreshes_total = _counter(
     "refreshes", "Fetches of a feed by any worker, and their result.", ["feed", "result"])

@@ -114,7 +114,6 @@ class Completions:
         record.mode = asked.mode
         question = deciding.question(environ, view, field, asked)
         sticky, decision = question.sticky, deciding.decide(question)
-        record.sticky = decision.sticky
         if sticky is not None:
             sticky.kept = decision.keep
         prepared = self._prepared(path, environ, record, field, asked)

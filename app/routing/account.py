@@ -14,9 +14,9 @@ from app.routing.outcomes import Attempt
 class Account:
     """Takes note of the attempts of one request; told of each as it ends.
 
-    decision  of the request
-    is_kept   whether stickiness is on
-    started   when the request came, seconds on `clock`
+    decision      of the request
+    is_kept       whether stickiness is on
+    started       when the request came, seconds on `clock`
     """
 
     def __init__(self, decision: Decision, is_kept: bool, started: float,
@@ -26,13 +26,14 @@ class Account:
         # What was passed over or failed, with the reason, in order.
         self._before: list[tuple[str, str]] = []
         self._failed: set[str] = set()
-        self._last = ""
+        self._first = self._last = ""
         self._attempts = 0
         self._tried_ms = self._router_ms = self._upstream_ms = 0.0
 
     def attempted(self, attempt: Attempt) -> None:
         """Take note of an attempt as it ends."""
         self._attempts += 1
+        self._first = self._first or attempt.model
         self._last, self._upstream_ms = attempt.model, attempt.duration_ms
         self._tried_ms += attempt.duration_ms
         self._router_ms = (self._clock() - self._started) * 1000 - self._tried_ms
@@ -56,14 +57,23 @@ class Account:
         if self._decision.mode is Mode.DIRECT:
             return [(SERVER_TIMING, timing)]
         # The answer comes from the last one, even if that has failed.
-        skipped = (*self._decision.skipped,
-                   *[each for each in self._before if each[0] != self._last])
-        sticky = [(STICKY, self._sticky())] if self._is_kept else []
+        skipped = [each for each in (*self._decision.skipped, *self._before)
+                   if each[0] != self._last]
+        sticky = [(STICKY, self.sticky)] if self._is_kept else []
         return [*selected_fields(self._last), (ATTEMPTS, str(self._attempts)),
                 *(skipped_fields(skipped) if skipped else ()), *sticky, (SERVER_TIMING, timing)]
 
-    def _sticky(self) -> str:
-        sticky, first = self._decision.sticky, self._decision.candidates[0]
-        if sticky != "hit" or first not in dict(self._before):
+    @property
+    def sticky(self) -> str:
+        """What became of the client's sticky choice; empty in direct mode or without stickiness.
+
+        Source: specs/002 R67.
+        """
+        if not self._is_kept:
+            return ""
+        sticky, choice = self._decision.sticky, self._decision.candidates[0]
+        if sticky != "hit":
             return sticky
-        return "moved" if first in self._failed else "ignored"
+        if self._first != choice:
+            return "ignored"
+        return "moved" if choice in self._failed else "hit"

@@ -6,7 +6,6 @@ Source: specs/005 R3-R5, R15, R16.
 import dataclasses
 from collections.abc import Mapping
 
-from app.metrics import count, sticky_total
 from app.routing.client_key import ClientKeys
 from app.routing.decision import Caller
 from app.routing.outcomes import Attempt, Blame
@@ -21,7 +20,6 @@ class ClientStickiness:
     client_key  of the client
     choice      what the store said of the client before the first attempt
     in_list     whether the request is in list mode
-    moved       whether a failure of the chosen model moved the client off it
     failed      whether an attempt has failed
     kept        the choice is not for this request, and a success of another model leaves it
     """
@@ -30,7 +28,6 @@ class ClientStickiness:
     client_key: str
     choice: StickyChoice
     in_list: bool = False
-    moved: bool = False
     failed: bool = False
     kept: bool = False
 
@@ -71,8 +68,6 @@ class ClientStickiness:
             # It says nothing against the model, which still remembers the client's prompts.
             self.kept = True
         else:
-            self.moved = True
-            count(sticky_total, "moved")
             self.store.discard(self.client_key, self.choice)
 
 

@@ -17,6 +17,12 @@ def picked(answer):
     return answer.value("x-chutes-autopilot-selected")
 
 
+def told_of_choice(router, answer):
+    """Return what the header field and the log line say of the client's choice."""
+    return (answer.value("x-chutes-autopilot-sticky"),
+            router.record(answer.value("X-Request-Id"))["sticky"])
+
+
 @pytest.fixture
 def ranked():
     """A backend that ranks a over b over c, and a router that fetches the ranking often."""
@@ -62,16 +68,21 @@ def test_a_failure_moves_the_client_off_its_model(ranked):
 
 
 def test_a_failure_of_the_edge_leaves_the_client_with_its_model(ranked):
-    """005-R5"""
+    """005-R5, 002-R67: this request had to move, and header, log and counter say so alike."""
     with Router(ranked.url) as router:
         router.wait_until_fed()
         mine = {"Authorization": "Bearer mine"}
         assert picked(router.chat(ALIAS, headers=mine)) == "a"
         for script in (reset_at_once, complete(b"<html>", status=503)):
             ranked.on("a", script)
-            assert picked(router.chat(ALIAS, headers=mine)) == "b"
+            assert picked(asked := router.chat(ALIAS, headers=mine)) == "b"
+            assert told_of_choice(router, asked) == ("moved", "moved")
             ranked.on("a", complete(b"{}"))
-            assert picked(router.chat(ALIAS, headers=mine)) == "a"
+            assert picked(asked := router.chat(ALIAS, headers=mine)) == "a"
+            assert told_of_choice(router, asked) == ("hit", "hit")
+        counted = router.metrics_at_rest()
+        assert [counted["sticky_total", what] for what in ("miss", "hit", "moved", "ignored")] == [
+            1, 2, 2, 0]
 
 
 def test_429_and_other_statuses_change_nothing(ranked):
@@ -231,7 +242,7 @@ def test_a_model_that_is_full_is_passed_over_and_its_clients_come_back(ranked):
 
 
 def test_a_model_for_which_too_many_wait_is_passed_over_and_its_client_comes_back(ranked):
-    """005-R15, 007-R22"""
+    """005-R15, 002-R67, 007-R22"""
     with Router(ranked.url, MAX_INFLIGHT_REQUESTS="8",
                 UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS="60000") as router:
         router.wait_until_fed()
@@ -246,7 +257,8 @@ def test_a_model_for_which_too_many_wait_is_passed_over_and_its_client_comes_bac
             answer = router.chat(ALIAS, headers=mine)
             assert picked(answer) == "b"
             assert answer.value("x-chutes-autopilot-skipped") == "a;full"
+            assert told_of_choice(router, answer) == ("ignored", "ignored")
         until(lambda: router.metrics()["requests_active",] == 0)
         ranked.on("a", complete(b"{}"))
         answer = router.chat(ALIAS, headers=mine)
-        assert picked(answer) == "a"
+        assert picked(answer) == "a" and told_of_choice(router, answer) == ("hit", "hit")
