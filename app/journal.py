@@ -92,9 +92,9 @@ class RequestRecord:
                                attempt.duration_ms if attempt.is_success else None)
 
     @property
-    def failed_over(self) -> bool:
-        """Say whether a second candidate was tried."""
-        return len(self.attempts) > 1
+    def failover_tried(self) -> bool:
+        """Say whether failover was tried; see Account."""
+        return self.account is not None and self.account.failover_tried
 
     @property
     def sticky(self) -> str:

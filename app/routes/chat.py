@@ -148,8 +148,8 @@ class Completions:
              cooling: RequestCooling, sticky: ClientStickiness | None) -> Committed:
         # The store of sticky choices may wait, and its request be interrupted then: it comes last.
         observers = (record, cooling, sticky) if sticky else (record, cooling)
-        account = record.account = Account(
-            decision, self.deciding.stickiness.is_on, record.started, self.clock)
+        account = record.account = Account(decision, self.deciding.stickiness.is_on,
+                                           self.config.max_attempts, record.started, self.clock)
         passed_over = ((account.passed_over, sticky.passed_over) if sticky
                        else (account.passed_over,))
         try:
@@ -167,7 +167,7 @@ class Completions:
         record.selected = record.label(committed.model)
         record.status, record.resent = upstream.status, upstream.resent
         record.invocation_id = sane_id(value_of(INVOCATION_ID, fields))
-        fields = _told_to_retry(committed, record.failed_over, fields)
+        fields = _told_to_retry(committed, record.failover_tried, fields)
         record.begin_answer()
         if upstream.status in (204, 304):
             # There is no body to relay, and no end of it to see.
@@ -203,12 +203,13 @@ def _show_error(upstream: UpstreamResponse, first: bytes,
     return changed, fields_of_changed(fields, changed)
 
 
-def _told_to_retry(committed: Committed, failed_over: bool, fields: list[Field]) -> list[Field]:
+def _told_to_retry(committed: Committed, failover_tried: bool,
+                   fields: list[Field]) -> list[Field]:
     """Return the response fields of an upstream's answer with what the client should do next.
 
     Source: specs/002 R66.
     """
-    if committed.response.status == 503 and failed_over:
+    if committed.response.status == 503 and failover_tried:
         return [*(field for field in fields if field[0].lower() != NO_RETRY[0]), NO_RETRY]
     if committed.at_capacity and not value_of("retry-after", fields):
         return [*fields, retry_after()]
@@ -218,7 +219,7 @@ def _told_to_retry(committed: Committed, failed_over: bool, fields: list[Field])
 def _refused(record: RequestRecord, why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
     """Finish the record of a request that gets no answer of an upstream; return what it gets."""
     error = refusal(why)
-    if record.failed_over:
+    if record.failover_tried:
         error.headers += (NO_RETRY,)
     if record.account is not None:
         error.headers += tuple(record.account.fields())

@@ -1,6 +1,6 @@
 """How an answer came about, as its header fields tell it.
 
-Source: specs/002 R17, R52, R67, R68.
+Source: specs/002 R17, R52, R66-R68.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,13 @@ class Account:
 
     decision      of the request
     is_kept       whether stickiness is on
+    max_attempts  that a request may have
     started       when the request came, seconds on `clock`
     """
 
-    def __init__(self, decision: Decision, is_kept: bool, started: float,
+    def __init__(self, decision: Decision, is_kept: bool, max_attempts: int, started: float,
                  clock: Callable[[], float]) -> None:
-        self._decision, self._is_kept = decision, is_kept
+        self._decision, self._is_kept, self._max_attempts = decision, is_kept, max_attempts
         self._started, self._clock = started, clock
         # What was passed over or failed, with the reason, in order.
         self._before: list[tuple[str, str]] = []
@@ -77,3 +78,13 @@ class Account:
         if self._first != choice:
             return "ignored"
         return "moved" if choice in self._failed else "hit"
+
+    @property
+    def failover_tried(self) -> bool:
+        """Say whether a second candidate was tried, or its attempt was denied.
+
+        Source: specs/002 R66.
+        """
+        if self._attempts == 1 and self._failed and self._max_attempts > 1:
+            return len(self._decision.candidates) > len(self._before)
+        return self._attempts > 1

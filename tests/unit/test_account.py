@@ -9,9 +9,9 @@ from app.routing.outcomes import Attempt, Failure
 PREFIX = "x-chutes-autopilot-"
 
 
-def account(decision, *happened, is_kept=True):
+def account(decision, *happened, is_kept=True, max_attempts=8):
     """Return the account after a choice was passed over (a name) or tried (name, failure)."""
-    told = Account(decision, is_kept, 0.0, lambda: 0.0)
+    told = Account(decision, is_kept, max_attempts, 0.0, lambda: 0.0)
     for each in happened:
         if isinstance(each, str):
             told.passed_over(each, "full")
@@ -48,3 +48,17 @@ def test_what_became_of_the_sticky_choice(decided, happened, sticky):
     assert told.sticky == sticky
     assert dict(told.fields()).get(PREFIX + "sticky", sticky) == sticky
     assert account(decision, *happened, is_kept=False).sticky == ""
+
+
+@pytest.mark.parametrize("candidates, happened, max_attempts, tried", [
+    ("ab", [("a", BUSY)], 8, True), ("ab", [("a", BUSY), ("b", BUSY)], 8, True),
+    ("ab", [("a", BUSY), ("b", None)], 8, True), ("abc", ["a", ("b", BUSY)], 8, True),
+    ("a", [("a", BUSY)], 8, False), ("ab", ["a", ("b", BUSY)], 8, False),
+    ("ab", [("a", None)], 8, False), ("ab", [], 8, False), ("ab", [("a", BUSY)], 1, False)],
+    ids=["denied", "in vain", "with success", "denied behind one that is full", "a single model",
+         "the other was full", "no failure", "no attempt", "failover is off"])
+def test_failover_counts_as_tried_also_where_the_next_attempt_was_denied(
+        candidates, happened, max_attempts, tried):
+    """002-R66"""
+    decision = Decision(Mode.LIST, tuple(candidates), "miss")
+    assert account(decision, *happened, max_attempts=max_attempts).failover_tried is tried

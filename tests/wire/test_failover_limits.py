@@ -101,12 +101,15 @@ def test_an_error_whose_body_stays_away_is_passed_on_as_it_came(
 
 
 def test_no_attempt_begins_when_the_requests_time_is_over(upstream, model):
-    """002-R63"""
+    """002-R63, 002-R66"""
     first, second = model(), model()
     upstream.on(first, stall)
     with Router(upstream.url, FAILOVER_BUDGET_MS="500", **SHORT) as router:
-        assert router.chat(f"{first},{second}").error["code"] == "upstream_header_timeout"
+        answer = router.chat(f"{first},{second}")
+        assert answer.error["code"] == "upstream_header_timeout"
         assert not upstream.seen(second)
+        # The client would repeat it, and that is what the limit is to prevent.
+        assert answer.value("x-should-retry") == "false"
 
 
 def test_the_requests_time_runs_while_its_body_comes(upstream, model):
@@ -152,7 +155,7 @@ def test_a_long_prompt_may_wait_longer_for_its_headers(upstream, model):
 
 
 def test_in_a_brown_out_failover_does_not_become_the_load():
-    """002-R64"""
+    """002-R64, 002-R66"""
     count, lanes, turns = 600, 6, itertools.count()
     names = [f"m{number}" for number in range(8)]
     with Upstream(models=models_feed(names), rows=[utilization_row(name) for name in names]) as it:
@@ -169,7 +172,7 @@ def test_in_a_brown_out_failover_does_not_become_the_load():
                                        b'{"model": "chutesai/AutoPilot"}')
                     response = connection.getresponse()
                     response.read()
-                    statuses.append(response.status)
+                    statuses.append((response.status, response.getheader("x-should-retry")))
                 connection.close()
 
             threads = [threading.Thread(target=ask) for _ in range(lanes)]
@@ -180,7 +183,8 @@ def test_in_a_brown_out_failover_does_not_become_the_load():
             # A hundred in any ten seconds are free.
             free = 100 * (1 + (time.monotonic() - began) // 10)
             retries = len(it.exchanges) - count
-            assert len(statuses) == count and set(statuses) == {200, 503}
+            assert len(statuses) == count and set(statuses) == {
+                (200, None), (503, "false")}
             assert 100 <= retries <= free + 0.25 * count
             lines = router.wait_for_lines(lambda line: line["message"] == "request", count)
             # By bad luck all eight candidates of a request say 503.
@@ -256,6 +260,21 @@ def test_after_failover_was_tried_a_client_is_told_not_to_repeat_it(
     for asked in [",".join(names)] + names[:1] * (len(names) == 1):
         answer = router.chat(asked, headers={"Authorization": f"Bearer {names[0]}"})
         assert (answer.status, answer.value("x-should-retry")) == (status, told)
+
+
+@pytest.mark.parametrize("limit, told", [
+    ({"MAX_EDGE_FAILURES": "1"}, "false"), ({"MAX_ATTEMPTS": "1"}, None)])
+def test_a_client_is_told_so_where_a_limit_denied_the_second_attempt_but_not_where_failover_is_off(
+        upstream, model, limit, told):
+    """002-R66"""
+    first, second = model(), model()
+    upstream.on(first, HTML)
+    with Router(upstream.url, **limit, **SHORT) as router:
+        router.wait_until_fed()
+        for asked, expected in ((f"{first},{second}", told), (first, None)):
+            answer = router.chat(asked)
+            assert (answer.status, answer.value("x-should-retry")) == (503, expected)
+        assert not upstream.seen(second)
 
 
 def test_a_refusal_for_want_of_a_model_says_when_to_come_back_each_time_another():
