@@ -12,9 +12,10 @@ and the word leaves others with old copies for at most a second.
 Source: specs/003 R39-R41.
 """
 
+import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.routing.cooling import HEALTHY, Record, forgotten_at
 from app.shared.sqlite import SharedDatabase
@@ -44,7 +45,12 @@ ON CONFLICT (model) DO UPDATE SET failures = excluded.failures, k = excluded.k,
     version = version + 1
 WHERE version = ? RETURNING version
 """
-_FORGET = "DELETE FROM cooling WHERE model = ? AND version = ?"
+# Pairs of model and version, as JSON. What has changed meanwhile stays.
+_FORGET = """
+DELETE FROM cooling
+WHERE (model, version) IN (
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))
+"""
 
 
 class Change(NamedTuple):
@@ -90,11 +96,10 @@ class HostRecords:
             after = change(before)
             if after == before:
                 return Change(before, after)
-            if self._clock() < self._rests_until or len(model) > _LONGEST_NAME:
+            if len(model) > _LONGEST_NAME:
                 return None
-            rows = self._database.write(_PUT, model, *after, self._versions.get(model, 0))
+            rows = self._write(_PUT, model, *after, self._versions.get(model, 0))
             if rows is None:
-                self._rests_until = self._clock() + _REST_S
                 return None
             if rows:
                 self._word.change()
@@ -105,20 +110,29 @@ class HostRecords:
     def keep(self) -> None:
         """Look after the files, and forget what is old; a worker calls this every second.
 
-        Cost  20 µs, no switch
+        Cost  20 µs, 1 ms if 500 models are forgotten, or 5 ms while the file is locked; no switch
         """
         self._database.keep()
         self._word.keep()
         self._read()
         now = self._clock()
-        for model, record in self._records.items():
-            if forgotten_at(record) <= now and self._database.write(
-                    _FORGET, model, self._versions[model]) is not None:
-                self._word.change()
+        old = [(model, self._versions[model]) for model, record in self._records.items()
+               if forgotten_at(record) <= now]
+        if old and self._write(_FORGET, json.dumps(old)) is not None:
+            self._word.change()
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _write(self, statement: str, *values: object) -> list[Any] | None:
+        """Change rows, see SharedDatabase.write; None too if the store is left alone."""
+        if self._clock() < self._rests_until:
+            return None
+        rows = self._database.write(statement, *values)
+        if rows is None:
+            self._rests_until = self._clock() + _REST_S
+        return rows
 
     def _read(self) -> None:
         # The word first: what changes during the read is read again.

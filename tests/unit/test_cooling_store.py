@@ -322,6 +322,29 @@ def test_what_is_old_is_forgotten(host):
     assert not one.records.all()
 
 
+def test_much_that_is_old_is_forgotten_at_once_and_a_store_in_trouble_is_waited_for_once(
+        host, monkeypatch):
+    """003-R39, 003-R41"""
+    worker = host.worker()
+    for number in range(50):
+        end(worker, HANGS, f"m{number}")
+    calls, write = [], worker.records._database.write
+    monkeypatch.setattr(worker.records._database, "write",
+                        lambda *given: calls.append(given) or write(*given))
+    host.now += 600.0
+    holder = sqlite3.connect(host.folder / "cooling.sqlite", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    worker.records.keep()
+    worker.records.keep()
+    end(worker, HANGS)
+    assert len(calls) == 1 and len(worker.records.all()) == 50
+    holder.close()
+    host.now += 1.0
+    worker.records.keep()
+    worker.records.keep()
+    assert len(calls) == 2 and not worker.records.all()
+
+
 def test_so_many_models_are_remembered_and_no_longer_names(host):
     """003-R39"""
     worker = host.worker()
