@@ -10,7 +10,7 @@ from collections.abc import Callable
 from app import metrics
 from app.cooling.records import HostRecords
 from app.routing.conditions import QUIET, Conditions
-from app.routing.cooling import (CoolingSettings, Outcome, after, cooling, given_back,
+from app.routing.cooling import (HEALTHY, CoolingSettings, Outcome, after, cooling, given_back,
                                  is_due, probed)
 from app.routing.outcomes import Attempt, Blame
 from app.routing.view import View
@@ -61,7 +61,7 @@ class Cooling:
     def claim(self, model: str, deadline_s: float) -> float | None:
         """Take the probe of a model if that is due.
 
-        deadline_s  the probe is over within this time
+        deadline_s  the probe is over within this time; it is held for the longest cooling at most
         Returns     until when the caller has the probe; 0.0: there is none, the caller may try the
                     model; None: another request has it
         Cost        0.4 µs without records; 20 µs for a model that is due, or 5 ms while the store
@@ -75,13 +75,18 @@ class Cooling:
             return None
         if not is_due(record, now, self._settings):
             return 0.0
+        within_s = min(deadline_s, self._settings.most_s)
         change = self.records.change(
-            model, lambda record: probed(record, now, deadline_s)
+            model, lambda record: probed(record, now, within_s)
             if is_due(record, now, self._settings) else record)
         if change is None:
             # The store is in trouble. A model must not stay set aside for that.
             return 0.0
         return change.after.probe_until if change.after is not change.before else None
+
+    def has_probe(self, model: str, probe_until: float) -> bool:
+        """Say whether nothing has happened to a probe since it was taken. Cost: 0.3 µs."""
+        return self.records.all().get(model, HEALTHY).probe_until == probe_until
 
     def give_back(self, model: str, probe_until: float) -> None:
         """Let another request have the probe. Cost: 20 µs, or 5 ms while the store is locked."""
@@ -157,8 +162,10 @@ class RequestCooling:
             if probes:
                 self.give_back()
             return
-        # What a probe says is news, even if its clock was a little off.
-        took_s = 0.0 if probes else attempt.duration_ms / 1000
+        # What a probe says is news, even if its clock was a little off. But it may have taken so
+        # long that another was made.
+        is_news = probes and self._cooling.has_probe(self._model, self._probe_until)
+        took_s = 0.0 if is_news else attempt.duration_ms / 1000
         self._cooling.take(attempt.model, outcome, took_s, self._label)
         if probes:
             self._model = ""

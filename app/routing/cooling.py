@@ -115,7 +115,7 @@ def is_due(record: Record, now: float, settings: CoolingSettings) -> bool:
 def probed(record: Record, now: float, within_s: float) -> Record:
     """Return the record while a request has the probe of a model that is due.
 
-    within_s  the deadlines of the probe together
+    within_s  for how long it has it at most
     """
     return record._replace(probe_until=now + within_s, changed_at=now)
 

@@ -157,6 +157,45 @@ def test_a_probe_that_is_not_over_in_time_is_given_back(host):
     assert cooling(two) == {} and request(two).may_try("m")
 
 
+def test_a_probe_is_held_no_longer_than_the_longest_cooling(host):
+    """003-R38: an answer that is not streamed has ten minutes."""
+    worker = host.worker()
+    host.cool(worker)
+    host.now += 5.0
+    assert request(worker, header_timeout_s=600.0).may_try("m")
+    assert cooling(worker) == {"m": 60.0}
+    host.now += 60.0
+    assert cooling(worker) == {} and request(worker).may_try("m")
+
+
+def test_a_probe_that_fails_when_another_has_been_made_is_no_news(host):
+    """003-R38"""
+    worker = host.worker()
+    host.cool(worker)
+    host.now += 5.0
+    first, second = request(worker, header_timeout_s=600.0), request(worker)
+    assert first.may_try("m")
+    host.now += 60.0
+    assert second.may_try("m")
+    second.attempted(ended(HANGS))
+    assert cooling(worker) == {"m": 5.0}
+    host.now += 5.0
+    first.attempted(ended(HANGS, took_s=65.0))
+    assert cooling(worker) == {} and request(worker).may_try("m")
+
+
+def test_a_probe_that_fails_late_and_alone_begins_the_next_cooling(host):
+    """003-R38"""
+    worker = host.worker()
+    host.cool(worker)
+    host.now += 5.0
+    probe = request(worker, header_timeout_s=600.0)
+    assert probe.may_try("m")
+    host.now += 600.0
+    probe.attempted(ended(HANGS, took_s=600.000001))
+    assert cooling(worker) == {"m": 5.0}
+
+
 def test_a_probe_that_was_given_back_late_takes_none_from_another(host):
     """003-R38"""
     worker = host.worker()

@@ -69,9 +69,9 @@ def one_client_of_each_worker(router):
         yield clients
 
 
-def send_on(client):
+def send_on(client, stream="true"):
     client.request("POST", "/v1/chat/completions",
-                   b'{"stream": true, "model": "%s"}' % ALIAS.encode())
+                   f'{{"stream": {stream}, "model": "{ALIAS}"}}'.encode())
 
 
 def ask_on(client):
@@ -133,14 +133,14 @@ def test_a_cooling_costs_one_probe_and_the_first_good_one_ends_it(upstream):
         assert router.metrics_at_rest()["cooldowns_total", "best"] == count
 
 
-def probing(router, upstream):
+def probing(router, upstream, stream="true"):
     """Send requests until one is the probe; return its connection, while it waits."""
     seen, clients = len(upstream.seen("best")), []
 
     def one_more_is_the_probe():
         count = len(upstream.exchanges)
         clients.append(router.connect())
-        send_on(clients[-1])
+        send_on(clients[-1], stream)
         until(lambda: len(upstream.exchanges) > count)
         return len(upstream.seen("best")) > seen
 
@@ -180,6 +180,21 @@ def test_a_probes_client_that_leaves_gives_the_probe_back(upstream):
         until(lambda: ask(router) == "best")
         [line] = router.wait_for_lines(lambda line: line["message"] == "model cooling no more")
         assert len(upstream.seen("best")) == 5 and len(coolings(router)) == 1
+
+
+def test_a_probe_that_is_not_streamed_keeps_no_model_aside_for_its_ten_minutes(upstream):
+    """003-R38"""
+    with running(upstream, COOLDOWN_SECS="1", COOLDOWN_MAX_SECS="2") as router:
+        upstream.on("best", unavailable)
+        cool(router, upstream)
+        upstream.on("best", stall)
+        client = probing(router, upstream, stream="false")
+        upstream.on("best", complete(b"{}"))
+        assert ask(router) == "next"
+        until(lambda: ask(router) == "best")
+        router.wait_for_lines(lambda line: line["message"] == "model cooling no more")
+        assert len(coolings(router)) == 1 and not upstream.seen("best")[-2].closed.is_set()
+        client.close()
 
 
 def test_a_worker_killed_in_the_middle_of_a_probe_leaves_the_state_right(upstream):
