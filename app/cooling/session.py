@@ -1,6 +1,6 @@
 """Cooling in one request: what is set aside, whether it is a probe, and what its attempts say.
 
-Source: specs/003 R36-R38, R43.
+Source: specs/003 R36-R38, R43, R44.
 """
 
 import logging
@@ -47,16 +47,15 @@ class Cooling:
         left = {model: cooling(record, now) for model, record in records.items()}
         return Conditions({model: seconds for model, seconds in left.items() if seconds})
 
-    def for_request(self, conditions: Conditions, label: Callable[[str], str],
+    def for_request(self, conditions: Conditions, view: View,
                     header_timeout_s: float) -> "RequestCooling":
         """Return what is told of one request's attempts.
 
-        conditions        by which it was decided
-        label             gives a model the name it has in logs
+        conditions, view  by which it was decided
         header_timeout_s  total for one attempt's response headers
         """
         return RequestCooling(
-            self, conditions, label, header_timeout_s + self._first_byte_timeout_s)
+            self, conditions, view, header_timeout_s + self._first_byte_timeout_s)
 
     def claim(self, model: str, deadline_s: float) -> float | None:
         """Take the probe of a model if that is due.
@@ -92,17 +91,16 @@ class Cooling:
         """Let another request have the probe. Cost: 20 µs, or 5 ms while the store is locked."""
         self.records.change(model, lambda record: given_back(record, probe_until))
 
-    def take(self, model: str, outcome: Outcome, took_s: float,
-             label: Callable[[str], str]) -> None:
+    def take(self, model: str, outcome: Outcome, took_s: float, view: View) -> None:
         """Take an attempt's outcome in; log and count where a cooling begins or ends by it.
 
         took_s   how long ago the attempt began
-        label    gives the model the name it has in logs
+        view     of the request; of what it does not list nothing is remembered
         Cost     0.2 µs for the success of a model without a record; else 20 µs, or 5 ms while the
                  store is locked
         """
-        if not self._settings.first_s or (
-                outcome is Outcome.SUCCEEDED and model not in self.records.all()):
+        if not self._settings.first_s or model not in self.records.all() and (
+                outcome is Outcome.SUCCEEDED or not view.lists(model)):
             return
         now = self._clock()
         began = now - took_s
@@ -111,12 +109,12 @@ class Cooling:
         if change is None:
             return
         if change.after.until > change.before.until:
-            metrics.count(metrics.cooldowns_total, label(model))
+            metrics.count(metrics.cooldowns_total, view.label(model))
             logger.warning("model cooling", extra={
-                "model": label(model), "seconds": round(change.after.until - now, 1),
+                "model": view.label(model), "seconds": round(change.after.until - now, 1),
                 "failures": change.after.failures})
         elif change.before.failures >= self._settings.failures > change.after.failures:
-            logger.info("model cooling no more", extra={"model": label(model)})
+            logger.info("model cooling no more", extra={"model": view.label(model)})
 
     def shown(self, view: View) -> dict[str, int]:
         """Return each model of the view by its label: 1 while it is set aside, else 0."""
@@ -128,16 +126,16 @@ class Cooling:
 class RequestCooling:
     """One request: told before and after each attempt.
 
-    conditions, label  see Cooling.for_request
-    deadline_s         one attempt is over within this time
+    conditions, view  see Cooling.for_request
+    deadline_s        one attempt is over within this time
     """
 
-    __slots__ = ("_cooling", "_conditions", "_label", "_deadline_s", "_model", "_probe_until")
+    __slots__ = ("_cooling", "_conditions", "_view", "_deadline_s", "_model", "_probe_until")
 
-    def __init__(self, host: Cooling, conditions: Conditions, label: Callable[[str], str],
+    def __init__(self, host: Cooling, conditions: Conditions, view: View,
                  deadline_s: float) -> None:
         self._cooling, self._conditions = host, conditions
-        self._label, self._deadline_s = label, deadline_s
+        self._view, self._deadline_s = view, deadline_s
         # The model that this request probes, and until when.
         self._model, self._probe_until = "", 0.0
 
@@ -166,7 +164,7 @@ class RequestCooling:
         # long that another was made.
         is_news = probes and self._cooling.has_probe(self._model, self._probe_until)
         took_s = 0.0 if is_news else attempt.duration_ms / 1000
-        self._cooling.take(attempt.model, outcome, took_s, self._label)
+        self._cooling.take(attempt.model, outcome, took_s, self._view)
         if probes:
             self._model = ""
 

@@ -117,8 +117,7 @@ class Completions:
         if sticky is not None:
             sticky.kept = decision.keep
         prepared = self._prepared(path, environ, record, field, asked)
-        cooling = self.cooling.for_request(question.conditions, view.label,
-                                           prepared.header_timeout_s)
+        cooling = self.cooling.for_request(question.conditions, view, prepared.header_timeout_s)
         client.watch()
         committed = self._run(decision, prepared, record, cooling, sticky)
         admission.release_body()

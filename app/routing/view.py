@@ -118,6 +118,15 @@ class View:
         """Say whether a client may name this model; every one while there is no catalogue."""
         return self.catalogue is None or self.catalogue.admits(model)
 
+    def lists(self, model: str) -> bool:
+        """Say whether the models feed has this name exactly; the ranking, while there is no feed.
+
+        Source: specs/003 R44.
+        """
+        if self.catalogue is None:
+            return self.candidate(model) is not None
+        return model in self.catalogue.models
+
     def label(self, model: str) -> str:
         """Return the name a model has in logs and metrics: a closed set, whatever clients send.
 

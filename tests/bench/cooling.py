@@ -11,8 +11,10 @@ import time
 
 from app.cooling.records import HostRecords
 from app.cooling.session import Cooling
+from app.routing.catalogue import Catalogue, Model
 from app.routing.cooling import CoolingSettings
 from app.routing.outcomes import Attempt, Blame, Failure
+from app.routing.view import View
 from tests.bench.refresh import SHARED_MEMORY
 from tests.bench.report import Findings, Table, Target
 
@@ -23,9 +25,13 @@ GOOD = Attempt(MODEL, None, Blame.NOBODY, 200, "", 10.0)
 BAD = Attempt(MODEL, Failure.UNAVAILABLE, Blame.MODEL, None, "", 10.0)
 
 
+OTHER_MODELS = [f"other/Model-{number}" for number in range(OTHERS)]
+VIEW = View(Catalogue.of(map(Model, [MODEL, *OTHER_MODELS]), 0.0))
+
+
 def request(host, *attempts):
     """Do what one request does."""
-    watched = host.for_request(host.conditions(), str, 10.0)
+    watched = host.for_request(host.conditions(), VIEW, 10.0)
     for attempt in attempts:
         watched.may_try(MODEL)
         watched.attempted(attempt)
@@ -50,10 +56,10 @@ def measure():
         records = HostRecords(pathlib.Path(folder), time.monotonic)
         host = Cooling(records, CoolingSettings(3600.0, 3600.0, 3), 120.0, time.monotonic)
         healthy, failed = cost_us(host, GOOD), cost_us(host, BAD, GOOD)
-        for number in range(OTHERS):
+        for model in OTHER_MODELS:
             for _ in range(3):
-                host.for_request(host.conditions(), str, 10.0).attempted(Attempt(
-                    f"other/Model-{number}", Failure.UNAVAILABLE, Blame.MODEL, None, "", 0.0))
+                host.for_request(host.conditions(), VIEW, 10.0).attempted(Attempt(
+                    model, Failure.UNAVAILABLE, Blame.MODEL, None, "", 0.0))
         beside = cost_us(host, GOOD)
         records.close()
     return Findings(

@@ -80,7 +80,8 @@ class Conversation:
         prepared = Prepared(
             "", body_for=lambda model: model, headers=self, came_at=now, body_bytes=size,
             header_timeout_s=host.header_timeout_s(size), chosen_here=True, begun=self._open.begin)
-        cooling = host.cooling.for_request(conditions, str, prepared.header_timeout_s)
+        cooling = host.cooling.for_request(
+            conditions, host.views.current, prepared.header_timeout_s)
         try:
             committed = host.attempts.run(decision.candidates, prepared, (cooling, sticky, self),
                                           cooling.may_try, (sticky.passed_over,))

@@ -11,15 +11,23 @@ import pytest
 from app import metrics
 from app.cooling.records import HostRecords
 from app.cooling.session import Cooling
-from app.routing.catalogue import Model
+from app.routing.catalogue import Catalogue, Model
 from app.routing.conditions import QUIET
 from app.routing.cooling import HEALTHY, CoolingSettings, Record
 from app.routing.outcomes import Attempt, Blame, Failure
-from app.routing.view import Views
+from app.routing.ranking import UtilizationRow
+from app.routing.view import View, Views
 
 HANGS = Failure.HEADER_TIMEOUT
 REFUSED = Failure.UNREACHABLE
 FORK = multiprocessing.get_context("fork")
+
+
+def listing(*names):
+    return View(Catalogue.of(map(Model, names), 0.0))
+
+
+LISTED = listing("m", "other", "counted", "m" * 257, *(f"m{number}" for number in range(520)))
 
 
 class Host:
@@ -39,9 +47,9 @@ class Host:
         return [(line.message, line.model) for line in self.caplog.records
                 if line.message.startswith("model ")]
 
-    def cool(self, worker, model="m"):
+    def cool(self, worker, model="m", view=LISTED):
         for _ in range(3):
-            end(worker, HANGS, model)
+            end(worker, HANGS, model, view)
 
 
 @pytest.fixture
@@ -59,12 +67,12 @@ def ended(outcome, model="m", took_s=0.0, blame=None):
                    None if failure else outcome, "", took_s * 1000)
 
 
-def request(worker, header_timeout_s=10.0):
-    return worker.for_request(worker.conditions(), lambda model: model, header_timeout_s)
+def request(worker, header_timeout_s=10.0, view=LISTED):
+    return worker.for_request(worker.conditions(), view, header_timeout_s)
 
 
-def end(worker, outcome, model="m", **more):
-    one = request(worker)
+def end(worker, outcome, model="m", view=LISTED, **more):
+    one = request(worker, view=view)
     one.attempted(ended(outcome, model, **more))
     one.give_back()
 
@@ -394,6 +402,40 @@ def test_so_many_models_are_remembered_and_no_longer_names(host):
     assert set(worker.records.all()) == {f"m{number}" for number in range(20, 520)}
 
 
+@pytest.mark.parametrize("name", ["m:THINKING", "m:bogus", "m0:", "nobody's", "chutesai/AutoPilot"])
+def test_only_what_the_models_feed_lists_exactly_is_remembered(host, name):
+    """003-R44: whatever names clients make up, there is a record of none."""
+    worker = host.worker()
+    host.cool(worker, name)
+    assert not worker.records.all() and not host.said()
+    host.cool(worker, "m")
+    assert set(worker.records.all()) == {"m"}
+
+
+def test_while_there_is_no_models_feed_what_is_ranked_is_remembered(host):
+    """003-R44"""
+    views = Views(lambda: host.now, lambda view: None)
+    worker = host.worker()
+    host.cool(worker, "a-TEE", views.current)
+    assert not worker.records.all()
+    views.take_rows([UtilizationRow("a-TEE", 1), UtilizationRow("b", 1)])
+    for name in ("a-TEE", "b", "a-TEE:x"):
+        host.cool(worker, name, views.current)
+    assert cooling(worker) == {"a-TEE": 5.0}
+
+
+def test_a_model_that_leaves_the_feed_can_still_end_what_is_remembered_of_it(host):
+    """003-R44, 003-R38"""
+    worker, without = host.worker(), listing("other")
+    host.cool(worker)
+    host.now += 5.0
+    probe = request(worker, view=without)
+    assert probe.may_try("m")
+    probe.attempted(ended(200))
+    assert cooling(worker) == {} and request(worker).may_try("m")
+    assert host.said()[-1] == ("model cooling no more", "other")
+
+
 def test_a_record_that_changes_is_not_forgotten_by_an_older_one(host):
     """003-R40"""
     worker = host.worker()
@@ -408,9 +450,8 @@ def test_a_scrape_shows_each_model_of_the_feed(host):
     worker = host.worker()
     assert worker.shown(views.current) == {}
     views.take_models([Model("a"), Model("b")])
-    host.cool(worker, "b:THINKING")
-    host.cool(worker, "nobody's")
-    assert worker.shown(views.current) == {"a": 0, "b": 1, "other": 1}
+    host.cool(worker, "b", views.current)
+    assert worker.shown(views.current) == {"a": 0, "b": 1}
     host.now += 5.0
     assert worker.shown(views.current) == {"a": 0, "b": 0}
 

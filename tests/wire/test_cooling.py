@@ -228,6 +228,25 @@ def test_a_direct_request_is_never_led_elsewhere_and_counts(upstream):
         assert ask(router) == "best"
 
 
+def test_names_that_clients_make_up_neither_cool_nor_leave_a_trace(upstream):
+    """003-R44"""
+    made_up = ["best:THINKING", "best:bogus", "said-in-confidence"]
+    for name in made_up:
+        upstream.on(name, unavailable)
+    with running(upstream, COOLDOWN_SECS="60", UNKNOWN_MODELS="pass") as router:
+        for name in made_up * 4:
+            assert router.chat(name).status == 503
+        assert router.chat(",".join([*made_up, "third"])).value(
+            "x-chutes-autopilot-skipped") == ", ".join(f"{name};upstream_503" for name in made_up)
+        cool(router, upstream)
+        [line] = router.wait_for_lines(lambda line: line["message"] == "model cooling")
+        assert line["model"] == "best"
+        written = b"".join(path.read_bytes() for path in pathlib.Path(
+            router.runtime_directory()).glob("cooling*"))
+        assert b"best" in written
+        assert not any(name.encode() in written for name in made_up)
+
+
 def test_a_model_that_is_switched_to_never_cool_is_tried_each_time(upstream):
     """003-R37"""
     upstream.on("best", unavailable)
