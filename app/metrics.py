@@ -97,6 +97,8 @@ catalogue_changes_total = _counter(
     "catalogue_changes", "Models of the models feed that appeared or are gone.", ["change"])
 cooldowns_total = _counter(
     "cooldowns", "Coolings of models begun after failures in a row.", ["model"])
+cooling_errors_total = _counter(
+    "cooling_errors", "Calls to the store of cooling that failed.")
 client_gone_total = _counter(
     "client_gone", "Clients that left, or stopped reading, before their answer's end.")
 cuts_total = _counter("cuts", "Answers cut after commit, by cause.", ["cause"])

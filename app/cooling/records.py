@@ -12,11 +12,13 @@ and the word leaves others with old copies for at most a second.
 Source: specs/003 R39-R41.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from app.metrics import cooling_errors_total, count
 from app.routing.cooling import HEALTHY, Record, forgotten_at
 from app.shared.sqlite import SharedDatabase
 from app.shared.word import SharedWord
@@ -69,7 +71,8 @@ class HostRecords:
 
     def __init__(self, directory: pathlib.Path | None, clock: Callable[[], float]) -> None:
         path = directory / "cooling.sqlite" if directory else pathlib.Path(":memory:")
-        self._database = SharedDatabase(path, _SCHEMA, clock, _nothing, "cooling store")
+        self._database = SharedDatabase(
+            path, _SCHEMA, clock, functools.partial(count, cooling_errors_total), "cooling store")
         self._word = SharedWord(directory / "cooling" if directory else None)
         self._clock = clock
         self._rests_until = 0.0
@@ -140,7 +143,3 @@ class HostRecords:
         rows = self._database.read(_ALL)
         self._records = {model: Record(*values) for model, _, *values in rows}
         self._versions = {model: version for model, version, *_ in rows}
-
-
-def _nothing() -> None:
-    pass

@@ -3,11 +3,13 @@
 The file is in shared memory: nothing is synced, and it ends with the router. It keeps a write-ahead
 log, so readers and one writer do not block each other. SQLite waits for locks with the whole event
 loop standing still, so the wait is a few milliseconds. An error costs what one statement would have
-read or written; it is counted, and logged once per change of state.
+read or written; it is counted, and logged once per change of state. A damaged file is replaced.
 
-Source: specs/005 R7, R8, specs/007 R14; https://sqlite.org/wal.html, https://sqlite.org/mmap.html.
+Source: specs/005 R7, R8, specs/007 R14, R40; https://sqlite.org/wal.html,
+https://sqlite.org/mmap.html.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -30,6 +32,8 @@ _PAGE_BYTES = 1024
 # A read of a mapped page costs no system call. This is address space, not memory.
 _MAX_MAPPED_BYTES = 1 << 30
 _IN_MEMORY = ":memory:"
+# A whole file gives no reason for these. SQLITE_ERROR is a missing table; the statements are right.
+_DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class SharedDatabase:
@@ -41,7 +45,8 @@ class SharedDatabase:
     on_error  called for each failure to open, read or write
     message   of the log lines; they have `fields` too, and `kind`: open, read or write
 
-    A file that cannot be opened is tried again at the first statement 10 s later.
+    A file that cannot be opened is tried again at the first statement 10 s later. A damaged one is
+    removed, and made anew at the next statement, but not twice in 10 s; what was in it is lost.
     """
 
     def __init__(self, path: pathlib.Path, schema: str, clock: Callable[[], float],
@@ -112,6 +117,7 @@ class SharedDatabase:
     def _open(self) -> sqlite3.Connection:
         if str(self._path) != _IN_MEMORY and not is_private(self._path.parent):
             raise sqlite3.OperationalError("another user's directory, or none")
+        self._identity = _identity(self._path)
         connection = sqlite3.connect(self._path, timeout=_OPEN_TIMEOUT_S, isolation_level=None)
         try:
             for pragma in (f"page_size = {_PAGE_BYTES}", f"max_page_count = {self._max_pages()}",
@@ -138,6 +144,18 @@ class SharedDatabase:
     def _failed(self, state: StateChange, error: sqlite3.Error) -> None:
         self._on_error()
         state.failing(type(error).__name__)
+        # Only errors of SQLite itself have a code; the low byte says what it is.
+        if getattr(error, "sqlite_errorcode", 0) & 0xff in _DAMAGE:
+            self._remove()
+
+    def _remove(self) -> None:
+        """Remove the file, unless another worker has put a new one in its place."""
+        self.close()
+        self._connection = None
+        if self._identity is not None and self._identity == _identity(self._path):
+            for end in ("-wal", "-shm", ""):
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{self._path}{end}")
 
 
 def _identity(path: pathlib.Path) -> tuple[int, int] | None:
