@@ -333,6 +333,8 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     if values.get("upstream_header_timeout_ms", 0) > values.get(
             "upstream_nonstream_header_timeout_ms", math.inf):
         expected["upstream_header_timeout_ms"] = "at most UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS"
+    if values.get("cooldown_secs", 0) > values.get("cooldown_max_secs", math.inf):
+        expected["cooldown_secs"] = "at most COOLDOWN_MAX_SECS"
     if values.get("health_listen_addr") and parse.collide(
             values["health_listen_addr"], values.get("listen_addr", "")):
         expected["health_listen_addr"] = "another address than LISTEN_ADDR"

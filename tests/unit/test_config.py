@@ -303,6 +303,17 @@ def test_the_header_deadline_of_a_stream_is_not_more_than_that_of_other_requests
     environment(UPSTREAM_HEADER_TIMEOUT_MS="9999")
 
 
+def test_the_first_cooling_takes_no_longer_than_the_longest(environment):
+    """003-R37: also where the first has its default"""
+    for name, value, got in (("COOLDOWN_MAX_SECS", "4", "5"), ("COOLDOWN_SECS", "61", "61")):
+        with pytest.raises(ConfigError) as caught:
+            environment(**{name: value})
+        assert str(caught.value) == (
+            f"COOLDOWN_SECS: got '{got}', expected at most COOLDOWN_MAX_SECS.")
+    environment(COOLDOWN_MAX_SECS="61")
+    environment(COOLDOWN_SECS="0", COOLDOWN_MAX_SECS="1")
+
+
 def test_all_bodies_together_may_be_as_large_as_one(environment):
     """007-R20"""
     environment(MAX_REQUEST_BYTES="1000", MAX_BODY_BYTES_IN_FLIGHT="1000")
