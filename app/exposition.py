@@ -69,7 +69,7 @@ class _Cooling:
 def exposition(cooling: Mapping[str, int]) -> bytes:
     """Return all metrics of all workers as Prometheus text.
 
-    cooling  model label -> 1 while this host has set the model aside, else 0
+    cooling  label of a model that has failed lately -> 1 while this host has set it aside, else 0
 
     Without files to read these are the metrics of this worker alone.
 

@@ -108,6 +108,9 @@ class Cooling:
             model, lambda record: after(record, outcome, began, now, self._settings, self._chance))
         if change is None:
             return
+        if change.before is HEALTHY:
+            # rate() ignores a series' first sample.
+            metrics.count(metrics.cooldowns_total, view.label(model), amount=0)
         if change.after.until > change.before.until:
             metrics.count(metrics.cooldowns_total, view.label(model))
             logger.warning("model cooling", extra={
@@ -117,10 +120,9 @@ class Cooling:
             logger.info("model cooling no more", extra={"model": view.label(model)})
 
     def shown(self, view: View) -> dict[str, int]:
-        """Return each model of the view by its label: 1 while it is set aside, else 0."""
-        models = view.catalogue.models if view.catalogue is not None else ()
-        return dict.fromkeys(models, 0) | {
-            view.label(model): 1 for model in self.conditions().cooling}
+        """Return each model with a record by its label: 1 while it is set aside, else 0."""
+        set_aside = self.conditions().cooling
+        return {view.label(model): int(model in set_aside) for model in self.records.all()}
 
 
 class RequestCooling:
