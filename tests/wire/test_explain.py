@@ -281,7 +281,9 @@ def test_a_hundred_requests_are_explained_and_then_done_the_same_way(tmp_path, c
                 continue
             line = router.record(real.value("X-Request-Id"))
             assert names(document)[:len(attempts)] == attempts
-            assert (line["mode"], line["sticky"]) == (document["mode"], document["sticky"] or "")
+            # A choice that is tried first may fail then; nobody knows that before.
+            sticky = "hit" if line["sticky"] == "moved" else line["sticky"]
+            assert (line["mode"], sticky) == (document["mode"], document["sticky"] or "")
             seen.append((document, attempts, real.value("x-chutes-autopilot-sticky")))
             if len(attempts) == 1 and document["mode"] != "direct":
                 assert (real.value("x-chutes-autopilot-skipped") or "") == ", ".join(
