@@ -114,7 +114,7 @@ class ClientSocket(WritingSocket, Client):
         # The server hands over a piece once it is full: that of a slow body would take its time.
         self._counter = counter
         if self._request is not None:
-            counter.came += len(self._request.unreader.buf.getvalue())
+            counter.came += self._request.unreader.buf.getbuffer().nbytes
 
     def invite_body(self) -> None:
         if self._invites:

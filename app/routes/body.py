@@ -16,6 +16,7 @@ from app.eventloop import Deadline
 from app.inflight import Admission
 
 _PIECE = 64 * 1024
+_NO_DEADLINE: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 # A body that is skipped has arrived with its head; a later one is not waited for.
 _SKIP_S = 0.02
 # A client has a second more for each so many bytes that it announces: 2 Mbit/s.
@@ -65,8 +66,11 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float,
     client = client_of(environ)
     client.count_into(admission)
     client.invite_body()
-    with Deadline(timeout_s, lambda: ApiError(
-            "request_timeout", f"The body was not complete within {timeout_s:g} s.")):
+    # What came with its head needs no timer, which costs 5 µs.
+    in_time = _NO_DEADLINE if announced is not None and admission.came >= announced else Deadline(
+        timeout_s, lambda: ApiError(
+            "request_timeout", f"The body was not complete within {timeout_s:g} s."))
+    with in_time:
         body = _read(environ["wsgi.input"], max_bytes, announced, admission)
     if announced is not None and len(body) < announced:
         raise ApiError("invalid_body", "The body ended early.")
