@@ -284,6 +284,19 @@ def footprint(router):
             for key in ("descriptors", "greenlets", "resident")]
 
 
+async def at_rest(router):
+    """Wait until the workers have opened what they serve with; return the footprint.
+
+    They have their feeds a moment before that.
+    """
+    seen = []
+    while len(seen) < 5 or len(set(seen[-5:])) > 1:
+        now = await asyncio.to_thread(footprint, router)
+        seen.append(now[0])
+        await asyncio.sleep(0.1)
+    return now
+
+
 async def settled(router, baseline):
     """Wait, within bounds, until descriptors and greenlets are back; return the footprint."""
     for _ in range(100):
@@ -333,7 +346,7 @@ async def soak(streams, attack_s, report=print):
 
 async def _soak(router, backend, streams, attack_s, report):
     tally, stop = Tally(), asyncio.Event()
-    baseline = await asyncio.to_thread(footprint, router)
+    baseline = await at_rest(router)
     await run_streams(router, range(0, 3 * CONCURRENCY * 4, 3), Tally())
     slow = [asyncio.create_task(slow_reader(router.port, stop)) for _ in range(SLOW_READERS)]
     resident, started = [(await asyncio.to_thread(footprint, router))[2]], time.monotonic()
