@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from tests.support.router import ROOT
+from tests.support.router import DEADLINE_S, ROOT
 
 
 def test_the_demo_shows_the_main_job_stays_up_and_ends_with_ctrl_c():
@@ -38,7 +38,7 @@ def test_the_demo_shows_the_main_job_stays_up_and_ends_with_ctrl_c():
         assert json.loads(plain.stdout)["object"] == "chat.completion"
         assert demo.poll() is None
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(20) == 0
+        assert demo.wait(3 * DEADLINE_S) == 0
     finally:
         demo.kill()
         demo.wait()
