@@ -47,9 +47,10 @@ def ask(router):
 
 def cool(router, upstream):
     """Lose three deadlines to the best model."""
-    seen = len(upstream.seen("best"))
+    seen, before = len(upstream.seen("best")), len(coolings(router))
     assert [ask(router) for _ in range(4)] == ["next"] * 4
-    assert len(upstream.seen("best")) == seen + 3
+    # On a slow machine the cooling may be over by now, and the last one have been its probe.
+    until(lambda: len(upstream.seen("best")) == seen + 2 + len(coolings(router)) - before)
 
 
 def coolings(router):
