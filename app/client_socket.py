@@ -11,10 +11,10 @@ Theory
 
     Who may throw into whom. The event loop's own callbacks throw into the serving greenlet:
     `ClientGone` when the client hangs up while a request wants to know, `IdleTooLong` when a
-    connection without a request is to end, and `BodyTooSlow` (app.inflight) while a request's body
-    arrives that is to give way. A callback runs while no greenlet does, so the one it throws into
-    is always in a wait. Nothing else throws into a greenlet that serves a client but the shutdown
-    (app.inflight), which comes a turn later.
+    connection without a request is to end, and what app.inflight ends: `BodyTooSlow` while a
+    request's body arrives that is to give way, and `ShuttingDown`. A callback runs while no
+    greenlet does, so the one it throws into is always in a wait. Nothing else throws into a
+    greenlet that serves a client.
 
     When a connection is spare. While it waits for its client (for a request, for the rest of a
     head, or for the client to read a refusal) its place may be given to another connection.
@@ -26,6 +26,7 @@ Source: specs/002 R1, R40, specs/006 W1, W3, W15, specs/007 R1-R3, R20, R23.
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from app.client import Client, Counter
@@ -83,7 +84,6 @@ class ClientSocket(WritingSocket, Client):
         self._counter: Counter | None = None
         self._hung_up = self._watched = self._lingers = self._invites = False
         self._yields = False
-        self._joining, self._held_back = False, b""
         now = time.monotonic()
         self._head = NextHead(patience, now)
         self.idle_since: float | None = now
@@ -216,16 +216,16 @@ class ClientSocket(WritingSocket, Client):
 
     def close_if_idle(self) -> None:
         """End the connection unless some of a request is here or is being served."""
-        def end() -> None:
-            # In the event loop itself: no byte can be read between the look and the end.
-            if self.idle_since is not None and (self._lingers or not self._asks()):
-                self.served_by.throw(IdleTooLong())
-        after_this_turn(end)
+        self._end_soon(lambda: self.idle_since is not None)
 
     def give_way(self) -> None:
         """End the connection if it is spare and nothing has just come."""
+        self._end_soon(lambda: self.spare_from is not None)
+
+    def _end_soon(self, may_end: Callable[[], bool]) -> None:
         def end() -> None:
-            if self.spare_from is not None and (self._lingers or not self._asks()):
+            # In the event loop itself: no byte can be read between the look and the end.
+            if may_end() and (self._lingers or not self._asks()):
                 self.served_by.throw(IdleTooLong())
         after_this_turn(end)
 

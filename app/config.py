@@ -302,6 +302,11 @@ class Config:
         return f"Config({self.effective()})"
 
 
+# A number that may not be larger than another.
+_AT_MOST = {"upstream_header_timeout_ms": "upstream_nonstream_header_timeout_ms",
+            "cooldown_secs": "cooldown_max_secs"}
+
+
 def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     """Read and check the environment.
 
@@ -330,11 +335,9 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     if values.get("max_body_bytes_in_flight", 0) < values.get("max_request_bytes", 0) and (
             "max_body_bytes_in_flight" not in expected):
         expected["max_body_bytes_in_flight"] = "at least MAX_REQUEST_BYTES"
-    if values.get("upstream_header_timeout_ms", 0) > values.get(
-            "upstream_nonstream_header_timeout_ms", math.inf):
-        expected["upstream_header_timeout_ms"] = "at most UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS"
-    if values.get("cooldown_secs", 0) > values.get("cooldown_max_secs", math.inf):
-        expected["cooldown_secs"] = "at most COOLDOWN_MAX_SECS"
+    for name, most in _AT_MOST.items():
+        if values.get(name, 0) > values.get(most, math.inf):
+            expected[name] = f"at most {options[most]['name']}"
     if values.get("health_listen_addr") and parse.collide(
             values["health_listen_addr"], values.get("listen_addr", "")):
         expected["health_listen_addr"] = "another address than LISTEN_ADDR"

@@ -24,7 +24,7 @@ from gevent.socket import wait_readwrite
 # These are gevent's, for the rest of the app.
 __all__ = ("Arrival", "Deadline", "Empty", "Event", "FairShare", "Greenlet", "LifoQueue",
            "after_this_turn", "call_after", "epoll", "getcurrent", "pause", "readable",
-           "report_uncaught", "serve", "sleep", "spawn", "throw_soon", "wait_until_ready",
+           "report_uncaught", "serve", "sleep", "spawn", "wait_until_ready",
            "when_readable")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
@@ -129,11 +129,6 @@ class Arrival:
         """End it, before the socket is closed."""
         self._stop_timer()
         self._watcher.close()
-
-
-def throw_soon(greenlet: Greenlet, error: BaseException) -> None:
-    """Raise `error` in a waiting greenlet, on the event loop's next turn; it may have ended."""
-    gevent.kill(greenlet, error)
 
 
 def serve(listener: socket.socket, handle: Callable[..., None], most: int) -> StreamServer:

@@ -124,9 +124,7 @@ def create_app(config: Config, *, send: Sender | None = None,
     files_allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = config.max_inflight_requests.resolve(config.places(files_allowed))
     in_flight = InFlight(most, config.max_body_bytes_in_flight, clock)
-    attempts = Attempts(send or transport.send,
-                        config.upstream_first_body_byte_timeout_ms / 1000, _limits(config), clock,
-                        Waiting(_half(most)), RetryBudget(clock), config.failover_on_capacity_429)
+    attempts = build_attempts(config, send or transport.send, most, clock)
     stickiness = build_stickiness(config, tls, dialer, clock)
     cooling = build_cooling(config, clock)
     history = build_history(clock)
@@ -136,8 +134,8 @@ def create_app(config: Config, *, send: Sender | None = None,
     app = Application(in_flight, config.client_write_timeout_ms / 1000, cors)
     # FLASK_DEBUG is a variable of other programs.
     app.debug = False
-    shared, balanced = runtime_directory(), config.alias_choice == BALANCED
-    open_requests = OpenRequests(views, shared / "open" if shared and balanced else None, clock)
+    balanced = config.alias_choice == BALANCED
+    open_requests = build_open_requests(views, balanced, clock)
     deciding = Deciding(config, views, stickiness, cooling, in_flight, open_requests, clock)
     app.register_blueprint(
         Completions(config, deciding, cooling, attempts, open_requests, memory, clock).blueprint())
@@ -161,8 +159,18 @@ def create_app(config: Config, *, send: Sender | None = None,
     return app
 
 
-def _limits(config: Config) -> Limits:
-    return Limits(config.max_attempts, config.max_edge_failures, config.failover_budget_ms / 1000)
+def build_attempts(config: Config, send: Sender, most: int,
+                   clock: Callable[[], float]) -> Attempts:
+    """Return what tries candidates; `most` requests may be in flight."""
+    limits = Limits(config.max_attempts, config.max_edge_failures, config.failover_budget_ms / 1000)
+    return Attempts(send, config.upstream_first_body_byte_timeout_ms / 1000, limits, clock,
+                    Waiting(_half(most)), RetryBudget(clock), config.failover_on_capacity_429)
+
+
+def build_open_requests(views: Views, shares: bool, clock: Callable[[], float]) -> OpenRequests:
+    """Return what counts open requests; `shares`: with the other workers of the host."""
+    shared = runtime_directory()
+    return OpenRequests(views, shared / "open" if shared and shares else None, clock)
 
 
 def _half(most: int) -> int:

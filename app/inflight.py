@@ -8,13 +8,12 @@ like it: whatever had come of it would have come in vain.
 Source: specs/007 R1, R3, R20, R24-R26.
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable
 
 from app.errors import BodyTooSlow, ShuttingDown, overloaded
-from app.eventloop import Greenlet, after_this_turn, getcurrent, throw_soon
+from app.eventloop import Greenlet, after_this_turn, getcurrent
 
 # A body that brings less than this, 128 kbit/s, drips. Where connections are taken it holds its own
 # for nothing, like one that waits for the rest of a head; that shows soon.
@@ -192,23 +191,25 @@ class InFlight:
     def _refuse(self, each: Admission, *, place_needed: bool = False) -> None:
         each.gives_way, each.place_needed = True, place_needed
         each.release_body()
-        after_this_turn(functools.partial(self._end, each))
+        self._end_soon(each, BodyTooSlow(place_needed))
 
-    def _end(self, each: Admission) -> None:
-        # It may have ended in this turn. Its greenlet serves what comes next on the connection.
-        if self._admitted.get(each.serving) is each:
-            each.serving.throw(BodyTooSlow(each.place_needed))
+    def _end_soon(self, each: Admission, error: BaseException) -> None:
+        def end() -> None:
+            # It may have ended in this turn. Its greenlet serves what comes next on the connection.
+            if self._admitted.get(each.serving) is each:
+                each.serving.throw(error)
+        after_this_turn(end)
 
     def cut(self) -> None:
         """End every request under way: by a refusal before its commit point, by a cut after.
 
         Source: specs/007 R3.
         """
-        for serving, admission in self._admitted.items():
+        for admission in self._admitted.values():
             # Here and not where it is caught: a request that waits for its client to read is
             # interrupted in the server's code.
             admission.on_cut()
-            throw_soon(serving, ShuttingDown())
+            self._end_soon(admission, ShuttingDown())
 
 
 def _nobody_to_tell() -> None:

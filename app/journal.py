@@ -145,11 +145,12 @@ class RequestRecord:
         metrics.count(metrics.response_bytes_total, amount=self.body_bytes)
 
     def _count(self) -> None:
+        sticky = self.sticky
         rows: list[tuple[Any, object, Sequence[str | int]]] = [
             # metric, whether it counts this request, the values of its labels
             (metrics.requests_total, True, [self.status]),
             (metrics.selection_total, self.selected, [self.selected, self.status]),
-            (metrics.sticky_total, self.sticky, [self.sticky]),
+            (metrics.sticky_total, sticky, [sticky]),
             (metrics.client_gone_total, self.ending is Ending.CLIENT_GONE, []),
             (metrics.cuts_total, self.ending in _CUTS, [self.cut_cause]),
             (metrics.internal_errors_total, self.ending is Ending.INTERNAL_ERROR, []),

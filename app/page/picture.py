@@ -3,9 +3,10 @@
 Source: specs/008 R9, R10, R15.
 """
 
+import collections
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from app.config import VERSION, Config
@@ -123,12 +124,7 @@ def _attempts(seen: ModelSeen) -> int:
 
 
 def _sum(slices: Any) -> dict[str, int]:
-    total = dict[str, int]()
+    total = collections.Counter[str]()
     for counts in slices:
-        _add(total, counts)
+        total.update(counts)
     return dict(sorted(total.items()))
-
-
-def _add(total: dict[str, int], counts: Mapping[str, int]) -> None:
-    for status, number in counts.items():
-        total[status] = total.get(status, 0) + number

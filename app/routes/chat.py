@@ -88,10 +88,8 @@ class Completions:
         try:
             return self._answer(path, environ, record, self._admit(environ, record))
         except (ApiError, BodyTooSlow, ShuttingDown) as error:
-            if isinstance(error, BodyTooSlow) and error.place_needed:
-                client_of(environ).yield_place()
             # Not kept in a variable: its traceback would keep this frame, and itself with it.
-            raise _refused(record, error) from None
+            raise _refused(environ, record, error) from None
         except BaseException as error:
             if not isinstance(error, ClientGone):
                 record.status, record.ending = 500, Ending.INTERNAL_ERROR
@@ -215,9 +213,10 @@ def _told_to_retry(committed: Committed, failover_tried: bool,
     return fields
 
 
-def _refused(record: RequestRecord, why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
+def _refused(environ: dict[str, Any], record: RequestRecord,
+             why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
     """Finish the record of a request that gets no answer of an upstream; return what it gets."""
-    error = refusal(why)
+    error = refusal(environ, why)
     if record.failover_tried:
         error.headers += (NO_RETRY,)
     if record.account is not None:

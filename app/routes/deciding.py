@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from app.client import client_of
 from app.config import BALANCED, PASS_UNKNOWN, Config
 from app.cooling.session import Cooling
 from app.errors import ApiError, BodyTooSlow, ShuttingDown, overloaded
@@ -112,9 +113,9 @@ class Deciding:
         Raises      ApiError: unknown_model
         Cost        a call of the sticky store; may switch greenlets
         """
-        refuse_unknown(view, asked, self.rules.pass_unknown)
         sticky = None
         if asked.mode is not Mode.DIRECT:
+            refuse_unknown(view, asked, self.rules.pass_unknown)
             sticky = self.stickiness.for_client(
                 environ, field.prompt_cache_key, asked.mode is Mode.LIST, looks_only)
         caller = sticky.caller(self.clock()) if sticky else Caller()
@@ -143,11 +144,13 @@ class Deciding:
         return read_needs(field.members, between)
 
 
-def refusal(why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
+def refusal(environ: dict[str, Any], why: ApiError | BodyTooSlow | ShuttingDown) -> ApiError:
     """Return the answer to a request that ends before it has another."""
     if isinstance(why, ApiError):
         return why
     if isinstance(why, BodyTooSlow):
+        if why.place_needed:
+            client_of(environ).yield_place()
         return overloaded("The router has too much to do to wait for this body.")
     return overloaded("The router is about to end.")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from flask import Response, request
 
-from app.client import client_of
 from app.errors import ApiError, BodyTooSlow, ShuttingDown
 from app.eventloop import pause
 from app.routes.application import Blueprint
@@ -44,9 +43,7 @@ class Explain:
         try:
             document = self._explain(environ)
         except (BodyTooSlow, ShuttingDown) as error:
-            if isinstance(error, BodyTooSlow) and error.place_needed:
-                client_of(environ).yield_place()
-            raise refusal(error) from None
+            raise refusal(environ, error) from None
         return Response(json.dumps(document), content_type="application/json")
 
     def _explain(self, environ: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ class Account:
         self._started, self._clock = started, clock
         # What was passed over or failed, with the reason, in order.
         self._before: list[tuple[str, str]] = []
-        self._failed: set[str] = set()
         self._first = self._last = ""
         self._attempts = 0
         self._tried_ms = self._router_ms = self._upstream_ms = 0.0
@@ -40,7 +39,6 @@ class Account:
         self._router_ms = (self._clock() - self._started) * 1000 - self._tried_ms
         if attempt.failure is not None:
             self._before.append((attempt.model, attempt.failure.reason))
-            self._failed.add(attempt.model)
 
     def passed_over(self, model: str, reason: str) -> None:
         """Take note of a candidate that was not tried."""
@@ -77,7 +75,12 @@ class Account:
             return sticky
         if self._first != choice:
             return "ignored"
-        return "moved" if choice in self._failed else "hit"
+        return "moved" if self._first_failed else "hit"
+
+    @property
+    def _first_failed(self) -> bool:
+        # What was tried was not passed over before.
+        return self._first in dict(self._before)
 
     @property
     def failover_tried(self) -> bool:
@@ -85,6 +88,6 @@ class Account:
 
         Source: specs/002 R66.
         """
-        if self._attempts == 1 and self._failed and self._max_attempts > 1:
+        if self._attempts == 1 and self._first_failed and self._max_attempts > 1:
             return len(self._decision.candidates) > len(self._before)
         return self._attempts > 1

@@ -134,6 +134,29 @@ def test_a_cooling_costs_one_probe_and_the_first_good_one_ends_it(upstream):
         assert router.metrics_at_rest()["cooldowns_total", "best"] == count
 
 
+def test_a_clients_choice_is_passed_over_while_it_cools_and_kept(upstream):
+    """005-R15, 003-R60, 002-R67"""
+    upstream.on("best", complete(b"{}"))
+    with running(upstream, STICKY_TTL_SECS="1800", COOLDOWN_SECS="3") as router:
+        told = [f"x-chutes-autopilot-{each}" for each in ("selected", "sticky", "skipped")]
+
+        def asked():
+            answer = router.chat(ALIAS, headers={"Authorization": "Bearer mine"})
+            return tuple(answer.value(name) for name in told)
+
+        assert asked() == ("best", "miss", None)
+        upstream.on("best", unavailable)
+        # It is others whom the model fails.
+        for _ in range(3):
+            router.chat("best")
+        router.wait_for_lines(lambda line: line["message"] == "model cooling")
+        assert asked() == ("next", "ignored", "best;cooling")
+        upstream.on("best", complete(b"{}"))
+        # What answered meanwhile has not become the choice: it would be tried first.
+        until(lambda: asked()[0] == "best")
+        assert asked() == ("best", "hit", None)
+
+
 def probing(router, upstream, stream="true"):
     """Send requests until one is the probe; return its connection, while it waits."""
     seen, clients = len(upstream.seen("best")), []
