@@ -26,6 +26,21 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@contextlib.contextmanager
+def crowd(count, lean):
+    """Have so many threads lean on a router; `lean` gets an event that is set when it is to end."""
+    over = threading.Event()
+    threads = [threading.Thread(target=lean, args=(over,)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
 class Router:
     """A running router; use as a context manager.
 

@@ -347,6 +347,16 @@ def stall(exchange):
     exchange.until_closed()
 
 
+def after_a_second(exchange):
+    """Answer in a second, unless the router gives up before."""
+    exchange.sock.settimeout(1.0)
+    try:
+        exchange.sock.recv(1)
+    except TimeoutError:
+        exchange.sock.settimeout(None)
+        complete(b"{}")(exchange)
+
+
 def headers_then_stall(exchange):
     """Send the headers of a stream and nothing more."""
     exchange.head(200, ("Transfer-Encoding", "chunked"), ("Content-Type", "text/event-stream"))

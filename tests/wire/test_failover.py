@@ -1,8 +1,8 @@
 """Before the first byte: what each failure leads to, with and without another candidate."""
 
 from tests.support.router import Router
-from tests.support.upstream import (Upstream, close_at_once, complete, headers_then_stall, raw,
-                                    reset_at_once)
+from tests.support.upstream import (Upstream, after_a_second, close_at_once, complete,
+                                    headers_then_stall, raw, reset_at_once)
 from tests.wire.conftest import SHORT
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -41,16 +41,8 @@ def test_no_more_than_max_attempts_candidates_are_tried(upstream, model):
 
 def test_a_non_streaming_request_may_wait_longer_for_its_headers(router, upstream, model):
     """002-R13"""
-    def slow(exchange):
-        exchange.sock.settimeout(1.0)
-        try:
-            exchange.sock.recv(1)
-        except TimeoutError:
-            exchange.sock.settimeout(None)
-            complete(b"{}")(exchange)
-
     name = model()
-    upstream.on(name, slow)
+    upstream.on(name, after_a_second)
     assert router.chat(name, stream=False).status == 200
     assert router.chat(name, stream=True).error["code"] == "upstream_header_timeout"
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.feeds import models_feed, utilization_row
 from tests.support.router import DEADLINE_S, Router, free_port, read_to_end, read_until
-from tests.support.upstream import Upstream, complete, reset_at_once, stall, unavailable
+from tests.support.upstream import (Upstream, after_a_second, complete, reset_at_once, stall,
+                                    unavailable)
 from tests.wire.conftest import LISTED, SHORT
 
 HTML = complete(b"<html>", status=503, fields=[("Content-Type", "text/html")])
@@ -133,16 +134,8 @@ def test_the_requests_time_runs_while_its_body_comes(upstream, model):
 
 def test_a_long_prompt_may_wait_longer_for_its_headers(upstream, model):
     """002-R13"""
-    def slow(exchange):
-        exchange.sock.settimeout(1.0)
-        try:
-            exchange.sock.recv(1)
-        except TimeoutError:
-            exchange.sock.settimeout(None)
-            complete(b"{}")(exchange)
-
     name = model()
-    upstream.on(name, slow)
+    upstream.on(name, after_a_second)
     patient = {"UPSTREAM_HEADER_TIMEOUT_MS_PER_KIB": "1000",
                "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS": "60000"}
     with Router(upstream.url, **SHORT | patient) as router:

@@ -2,11 +2,10 @@
 
 import contextlib
 import socket
-import threading
 
 import pytest
 
-from tests.support.router import DEADLINE_S, Router, read_to_end, read_until
+from tests.support.router import DEADLINE_S, Router, crowd, read_to_end, read_until
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
@@ -101,24 +100,17 @@ def test_empty_lines_without_a_pause_end_their_connection(router, client, lines)
 
 def test_clients_that_send_empty_lines_keep_no_probe_out(upstream):
     """002-R40, 007-R1: more of them than there are connections, and each comes again."""
-    over = threading.Event()
-
-    def lean(port):
+    def lean(over):
         while not over.is_set():
             with contextlib.suppress(OSError), socket.create_connection(
-                    ("127.0.0.1", port), DEADLINE_S) as sock:
+                    ("127.0.0.1", router.port), DEADLINE_S) as sock:
                 while not over.is_set():
                     sock.sendall(b"\r\n" * 4000)
 
     with Router(upstream.url, WORKER_CONNECTIONS="10", CLIENT_KEEPALIVE_SECS="600") as router:
-        leaning = [threading.Thread(target=lean, args=(router.port,)) for _ in range(15)]
-        for thread in leaning:
-            thread.start()
-        for _ in range(5):
-            assert router.get("/healthz").status == 200
-        over.set()
-        for thread in leaning:
-            thread.join()
+        with crowd(15, lean):
+            for _ in range(5):
+                assert router.get("/healthz").status == 200
 
 
 def test_bytes_behind_the_last_request_do_not_destroy_its_answer(router, model):

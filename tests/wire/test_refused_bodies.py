@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.support.router import DEADLINE_S, Router, read_to_end
+from tests.support.router import DEADLINE_S, Router, crowd, read_to_end
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -60,24 +60,16 @@ def test_more_than_was_announced_is_not_taken(router, head):
 
 def test_a_client_that_still_sends_gives_way_when_its_place_is_needed(upstream):
     """007-R23, 007-R1"""
-    stop = threading.Event()
-
-    def lean(port):
+    def lean(over):
         with contextlib.suppress(OSError), socket.create_connection(
-                ("127.0.0.1", port), DEADLINE_S) as client:
+                ("127.0.0.1", router.port), DEADLINE_S) as client:
             client.sendall(POST + length(10**12))
-            while not stop.wait(0.05):
+            while not over.wait(0.05):
                 client.sendall(b"x")
 
-    with Router(upstream.url, WORKER_CONNECTIONS="10") as router:
-        leaning = [threading.Thread(target=lean, args=(router.port,)) for _ in range(10)]
-        for thread in leaning:
-            thread.start()
+    with Router(upstream.url, WORKER_CONNECTIONS="10") as router, crowd(10, lean):
         for _ in range(5):
             assert router.get("/healthz").status == 200
-        stop.set()
-        for thread in leaning:
-            thread.join()
 
 
 def test_a_drain_does_not_wait_for_a_client_that_still_sends(upstream):
