@@ -1,6 +1,8 @@
 """The demo, as someone who has just cloned the repository would run it."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +14,8 @@ from tests.support.router import DEADLINE_S, ROOT
 def test_the_demo_shows_the_main_job_stays_up_and_ends_with_ctrl_c():
     """001-R12"""
     demo = subprocess.Popen([sys.executable, "-m", "tests.support.demo"], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            start_new_session=True)
     try:
         lines = []
         for line in demo.stdout:
@@ -40,6 +43,8 @@ def test_the_demo_shows_the_main_job_stays_up_and_ends_with_ctrl_c():
         demo.send_signal(signal.SIGINT)
         assert demo.wait(3 * DEADLINE_S) == 0
     finally:
-        demo.kill()
+        # With the router that it has started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(demo.pid, signal.SIGKILL)
         demo.wait()
         demo.stdout.close()
