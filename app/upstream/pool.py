@@ -5,6 +5,7 @@ Source: specs/002 R14, R32, R57, specs/006 W9.
 
 import time
 
+from app.dialing.dialer import Dialed
 from app.upstream.connection import Connection
 from app.upstream.endpoint import Endpoint
 
@@ -25,6 +26,8 @@ class Pool:
         self._endpoint = endpoint
         self._max_idle_s, self._max_age_s = max_idle_s, max_age_s
         self._idle: list[Connection] = []
+        # Where the connection given back last is connected to; None: the name was asked for since.
+        self._used: Dialed | None = None
 
     def take(self) -> Connection | None:
         """Take an idle connection that is still good; None if there is none. No switch."""
@@ -42,7 +45,7 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection whose response has been read to its end."""
-        connection.idle_since = time.monotonic()
+        connection.idle_since, self._used = time.monotonic(), connection.dialed
         self._idle.append(connection)
 
     def drop_stale(self) -> None:
@@ -52,9 +55,11 @@ class Pool:
         each, until as many requests came at once again.
         Cost: 2 µs for each idle connection, and a look-up of the name, which switches greenlets.
         """
-        if self._idle:
-            # New connections alone would ask for the name, and none may be needed.
-            self._endpoint.look_up(self._idle[-1].dialed)
+        # New connections alone would ask for the name, and none may be needed. A busy connection is
+        # hardly ever idle at this moment.
+        if dialed := self._idle[-1].dialed if self._idle else self._used:
+            self._used = None
+            self._endpoint.look_up(dialed)
         now = time.monotonic()
         self._keep({connection for connection in self._idle if self._is_good(connection, now)})
 
