@@ -5,6 +5,7 @@ Run by `make demo`.
 
 import json
 import pathlib
+import signal
 import tempfile
 import threading
 import time
@@ -97,6 +98,8 @@ def list_models(router):
 
 def main():
     """Show each kind of request, then stay up for more until Ctrl-C."""
+    # A shell that starts it in the background has the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         aliases = pathlib.Path(folder, "aliases.toml")
         aliases.write_text(ALIASES)
