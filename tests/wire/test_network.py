@@ -212,7 +212,8 @@ def test_a_silent_resolver_takes_one_thread_for_each_name(names, backend):
 def patient(backend):
     """A backend, and a router that drops a client whose connection is dead after a second."""
     server = backend()
-    with Router(server.url, **SHORT | CALM) as router:
+    with Router(server.url, **SHORT | CALM | {
+            "UPSTREAM_NONSTREAM_HEADER_TIMEOUT_MS": "20000"}) as router:
         router.wait_until_fed()
         yield router, server
 
