@@ -6,7 +6,7 @@ from typing import NamedTuple
 from app.routing.cooling import CoolingSettings
 from tests.simulate.policies import BALANCED, BROKEN, BY_SIZE, FIRST_ROW, ORACLE
 from tests.simulate.run import Run
-from tests.simulate.world import Scenario
+from tests.simulate.world import ALL_SIZES, Scenario
 
 STEADY = Scenario("steady")
 HALVED = Scenario("the best chute loses half its instances", halved=True)
@@ -21,11 +21,14 @@ BROWN_OUT = Scenario("everything says 503 to half", brown_out=0.5, rate=300.0, b
 ONE_KEY = Scenario("one key, session headers", shared_key=True)
 ONE_CLIENT = Scenario("one key, no session headers", shared_key=True, session_headers=False)
 COLD = Scenario("60,000 tokens on cold models", prompts=(60_000, 60_000), prefill=2_300.0)
+# As large as the real fleet: each takes a quarter of a minute.
+STEADY_61 = Scenario("steady, 61 chutes", sizes=ALL_SIZES)
+FROZEN_61 = Scenario("feed frozen, 61 chutes", frozen=True, until=480.0, sizes=ALL_SIZES)
 SCENARIOS = (HALVED, FROZEN, HANGS, UNAVAILABLE, REFUSING, EDGE, BROWN_OUT, ONE_KEY, ONE_CLIENT,
              COLD)
 SHARES, REPLICAS = (0.01, 0.1, 0.3, 0.6, 1.2), (1, 2, 4, 8)
 # Own share of the free slots at which a scenario is run, where it is not a tenth; on 4 replicas.
-SHARE_OF = {HALVED: 0.3, FROZEN: 0.3, ONE_KEY: 0.3, ONE_CLIENT: 0.3}
+SHARE_OF = {HALVED: 0.3, FROZEN: 0.3, ONE_KEY: 0.3, ONE_CLIENT: 0.3, FROZEN_61: 0.3}
 
 
 class Line(NamedTuple):

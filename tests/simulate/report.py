@@ -4,8 +4,8 @@ import pathlib
 import re
 
 from tests.bench.report import Table
-from tests.simulate.checks import (ADDED, FROZEN, LINES, REPLICAS, SCENARIOS, SHARES, STEADY,
-                                   breaks, percent, result)
+from tests.simulate.checks import (ADDED, FROZEN, FROZEN_61, LINES, REPLICAS, SCENARIOS, SHARES,
+                                   STEADY, STEADY_61, breaks, percent, result)
 from tests.simulate.picture import draw
 from tests.simulate.policies import (BALANCED, BALANCED_WARM, BANDS, BY_SIZE, FIRST_ROW, LEAVING,
                                      ORACLE, POLICIES, RANKED_WARM)
@@ -14,6 +14,7 @@ from tests.simulate.world import FEED_S
 HERE = pathlib.Path(__file__).parent
 # Where nothing breaks, cooling makes no difference.
 CALM = [policy for policy in POLICIES if policy not in (RANKED_WARM, BALANCED_WARM)]
+LARGE = (BALANCED, LEAVING, BY_SIZE, ORACLE)
 PICTURED = (BALANCED, LEAVING, FIRST_ROW, BY_SIZE, ORACLE)
 
 
@@ -47,6 +48,13 @@ def tables():
          for policy in BANDS for many in [result(policy, STEADY, 0.3, 8)]
          for most in [result(policy, STEADY, 0.6, 8)]],
         "Weak is what has less than a quarter of the best chute's free instances.")
+    large = [(STEADY_61, share, 8) for share in (0.1, 0.3, 0.6)] + [(FROZEN_61, 0.3, 4)]
+    yield Table(
+        "Requests that failed, and the swing of the busiest chute, in a fleet of 61 chutes",
+        ("policy", *(f"{scenario.title}; {percent(share, 0)}, {replicas} replicas"
+                     for scenario, share, replicas in large)),
+        [(policy.name, *(f"{percent(tally.failures)}, {tally.swing:.2f}" for one in large
+                         for tally in [result(policy, *one)])) for policy in LARGE])
     for title, figure in (
             ("Requests that failed", lambda tally: percent(tally.failures)),
             ("Requests that their first candidate answered",

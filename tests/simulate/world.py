@@ -17,6 +17,8 @@ from tests.support.feeds import public_names
 
 # The real feed's shape: a few large chutes, many of two instances; the largest has a fifth of all.
 SIZES = (10, 5, 4, 3, 3, 3) + 10 * (2,) + 4 * (1,)
+# The instances of all 61 chutes of the real feed on a day in February 2026.
+ALL_SIZES = (40, 14, 12, 12, 11, 10, 8, 7, 7, 6, 5, 4, 4, 4, 4, 4) + 45 * (2,)
 SLOTS = (32, 16, 64, 16, 16)
 # Mean utilization by others: the large chutes are half busy, most small ones idle, a few crowded.
 LARGE_BUSY, SMALL_BUSY = (0.14, 0.5, 0.3, 0.48, 0.15, 0.6), (0.01, 0.04, 0.14, 0.3, 0.83)
@@ -48,6 +50,7 @@ class Scenario:
     prompts              tokens, least and most
     prefill              tokens a second that a chute reads of a prompt it does not have cached
     rate                 requests a second; 0: as many as the share says
+    sizes                instances of each chute
     shared_key           one API key for everybody
     session_headers      each conversation says that it is one
     """
@@ -66,6 +69,7 @@ class Scenario:
     prompts: tuple[int, int] = (12_000, 32_000)
     prefill: float = 6_000.0
     rate: float = 0.0
+    sizes: tuple[int, ...] = SIZES
     shared_key: bool = False
     session_headers: bool = True
 
@@ -126,7 +130,7 @@ class Fleet:
 
     def __init__(self, scenario, share, seed):
         self.scenario = scenario
-        self.chutes = {shape[0]: Chute(share, *shape) for shape in _shapes(seed)}
+        self.chutes = {shape[0]: Chute(share, *shape) for shape in _shapes(seed, scenario.sizes)}
         self.best = max(self.chutes.values(),
                         key=lambda chute: chute.size * chute.slots * (1 - chute.busy))
         self.models = [Model(name, context_length=CONTEXTS[number % len(CONTEXTS)])
@@ -176,12 +180,12 @@ class Fleet:
 
 
 @functools.lru_cache(maxsize=4)
-def _shapes(seed, seconds=1200):
+def _shapes(seed, sizes, seconds=1200):
     """Return name, size, slots, busy and demand of each chute."""
     draw, shapes = random.Random(seed), []
-    for number, (name, size) in enumerate(zip(public_names(len(SIZES)), SIZES)):
+    for number, (name, size) in enumerate(zip(public_names(len(sizes)), sizes)):
         slots = SLOTS[number % len(SLOTS)]
-        busy = LARGE_BUSY[number] if size > 2 else draw.choice(SMALL_BUSY)
+        busy = LARGE_BUSY[number % len(LARGE_BUSY)] if size > 2 else draw.choice(SMALL_BUSY)
         shapes.append((name, size, slots, busy, _demand(draw, busy * size * slots, seconds)))
     return tuple(shapes)
 
