@@ -24,7 +24,7 @@ from gevent.socket import wait_readwrite
 # These are gevent's, for the rest of the app.
 __all__ = ("Arrival", "Deadline", "Empty", "Event", "FairShare", "Greenlet", "LifoQueue",
            "after_this_turn", "call_after", "epoll", "getcurrent", "pause", "readable",
-           "report_uncaught", "serve", "sleep", "spawn", "wait_until_ready",
+           "report_uncaught", "serve", "sleep", "spawn", "wait_until_ready", "when_idle",
            "when_readable")
 
 # gevent's own poll goes through the event loop; this one asks the kernel.
@@ -146,6 +146,24 @@ def serve(listener: socket.socket, handle: Callable[..., None], most: int) -> St
 def after_this_turn(function: Callable[[], None]) -> None:
     """Call `function` in the event loop itself once the greenlets ready now have run."""
     gevent.get_hub().loop.run_callback(function)
+
+
+def when_idle(function: Callable[[], None], at_most_s: float) -> None:
+    """Call `function` in the event loop itself, once, when nobody else has anything to do.
+
+    at_most_s  it is called after so many seconds in any case
+    Cost       3 µs
+    """
+    loop = gevent.get_hub().loop
+    idle, timer = loop.idle(), loop.timer(at_most_s)
+
+    def call() -> None:
+        idle.close()
+        timer.close()
+        function()
+
+    idle.start(call)
+    timer.start(call)
 
 
 def when_readable(descriptor: int, function: Callable[[], None]) -> Callable[[], None]:

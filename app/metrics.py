@@ -11,17 +11,19 @@ The label sets are closed: statuses, outcomes, causes, and models by View.label.
 Source: specs/001 R13.
 """
 
+import bisect
+import collections
 import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, values
 from prometheus_client.values import MutexValue
 
 from app.config import runtime_directory
-from app.eventloop import after_this_turn
+from app.eventloop import when_idle
 from app.logs import StateChange
 from app.metric_files import MetricFiles
 
@@ -57,9 +59,16 @@ def _own_files() -> MetricFiles | None:
 files = _own_files()
 
 _counter = functools.partial(Counter, namespace=NAMESPACE)
-_histogram = functools.partial(Histogram, namespace=NAMESPACE)
 _sum_of_workers = functools.partial(Gauge, namespace=NAMESPACE, multiprocess_mode="livesum")
 _worst_worker = functools.partial(Gauge, namespace=NAMESPACE, multiprocess_mode="livemin")
+_BOUNDS: dict[Histogram, Sequence[float]] = {}
+
+
+def _histogram(name: str, text: str, buckets: Sequence[float], **options: Any) -> Histogram:
+    histogram = Histogram(name, text, buckets=buckets, namespace=NAMESPACE, **options)
+    _BOUNDS[histogram] = buckets
+    return histogram
+
 
 requests_active = _sum_of_workers("requests_active", "Chat completions under way.")
 requests_total = _counter(
@@ -127,10 +136,13 @@ _ready_allowlist_size = _worst_worker(
     "ready_allowlist_size", "Allowlisted ids of the worst worker.")
 
 
-# What was counted within this turn of the event loop and is not written yet. Each write to a file
-# costs microseconds and a request would make a dozen. A worker that is killed loses one turn's.
+# What was counted and is not written yet. Each write to a file costs microseconds and a request
+# would make a dozen, so a busy worker writes the numbers of many requests together. One that is
+# killed loses those.
 _uncounted: dict[Any, float] = {}
-_unobserved: list[tuple[Histogram, float]] = []
+_unobserved: dict[Histogram, list[float]] = collections.defaultdict(list)
+# A worker that always has something to do writes so often.
+_WRITE_EVERY_S = 0.1
 
 
 @functools.lru_cache(maxsize=4096)
@@ -145,14 +157,14 @@ def count(metric: Counter | Gauge, *labels: str | int, amount: float = 1) -> Non
     """
     child = _labelled(metric, labels)
     if child is not None:
-        _write_after_this_turn()
+        _write_soon()
         _uncounted[child] = _uncounted.get(child, 0) + amount
 
 
 def measure(histogram: Histogram, value: float) -> None:
-    """Put a value into a histogram."""
-    _write_after_this_turn()
-    _unobserved.append((histogram, value))
+    """Put a value into a histogram without labels."""
+    _write_soon()
+    _unobserved[histogram].append(value)
 
 
 def measure_many(histogram: Histogram, counts: Mapping[int, int], total: float,
@@ -180,9 +192,9 @@ def _labelled(metric: Counter | Gauge | Histogram, labels: tuple[str | int, ...]
         return None
 
 
-def _write_after_this_turn() -> None:
+def _write_soon() -> None:
     if not _uncounted and not _unobserved:
-        after_this_turn(write_counts)
+        when_idle(write_counts, _WRITE_EVERY_S)
 
 
 def write_counts() -> None:
@@ -197,11 +209,13 @@ def write_counts() -> None:
             if amount:
                 child.inc(amount)
         while _unobserved:
-            histogram, value = _unobserved.pop()
-            histogram.observe(value)
+            histogram, measured = _unobserved.popitem()
+            bounds = _BOUNDS[histogram]
+            measure_many(histogram, collections.Counter(
+                bisect.bisect_left(bounds, value) for value in measured), sum(measured))
     finally:
         if _uncounted or _unobserved:
-            after_this_turn(write_counts)
+            when_idle(write_counts, _WRITE_EVERY_S)
 
 
 def keep_files() -> bool:

@@ -5,7 +5,7 @@ import socket
 import gevent
 import pytest
 
-from app.eventloop import Arrival
+from app.eventloop import Arrival, pause, when_idle
 
 
 @pytest.fixture
@@ -84,3 +84,27 @@ def test_bytes_that_nobody_reads_leave_the_event_loop_at_rest(pair):
     assert gevent.get_hub().loop.iteration - before < 20
     arrival.wait(None)
     assert ours.recv(9) == b"a"
+
+
+def test_what_waits_for_an_idle_loop_is_called_once_and_only_then():
+    """001-R13"""
+    called = []
+    when_idle(lambda: called.append("idle"), 60)
+    for _ in range(50):
+        pause()
+    assert not called
+    for _ in range(3):
+        gevent.sleep(0.01)
+    assert called == ["idle"]
+
+
+def test_what_waits_for_an_idle_loop_is_called_in_time_where_it_never_is():
+    """001-R13"""
+    called = []
+    when_idle(lambda: called.append("late"), 0.01)
+    with gevent.Timeout(10):
+        while not called:
+            pause()
+    for _ in range(3):
+        gevent.sleep(0.01)
+    assert called == ["late"]

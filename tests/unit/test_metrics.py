@@ -1,37 +1,38 @@
-"""What is counted within a turn of the event loop, and written at its end."""
+"""What is counted, and written when the event loop has nothing else to do."""
 
+import collections
 import subprocess
 import sys
 
 import pytest
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry
 
 from app import metrics
 
 
 @pytest.fixture
-def turn_ends(monkeypatch):
-    """What is called at the end of the turn."""
+def due(monkeypatch):
+    """What is called when there is nothing else to do."""
     due = []
-    monkeypatch.setattr(metrics, "after_this_turn", due.append)
+    monkeypatch.setattr(metrics, "when_idle", lambda call, at_most_s: due.append(call))
     monkeypatch.setattr(metrics, "_uncounted", {})
-    monkeypatch.setattr(metrics, "_unobserved", [])
+    monkeypatch.setattr(metrics, "_unobserved", collections.defaultdict(list))
     return due
 
 
-def test_what_is_measured_in_a_turn_is_observed_at_its_end(turn_ends):
+def test_what_is_measured_is_observed_together(due):
     """001-R13"""
-    histogram = Histogram("seconds", "", buckets=(1, 2), registry=CollectorRegistry())
+    histogram = metrics._histogram("seconds", "", buckets=(1, 2), registry=CollectorRegistry())
     for value in (1.5, 1.0, 99.0):
         metrics.measure(histogram, value)
 
     def shown():
-        return {(sample.name, sample.labels.get("le")): sample.value
-                for family in histogram.collect() for sample in family.samples
-                if not sample.name.endswith("_created")}
+        return {(sample.name.removeprefix("chutes_autopilot_"),
+                 sample.labels.get("le")): sample.value for family in histogram.collect()
+                for sample in family.samples if not sample.name.endswith("_created")}
 
     assert shown()["seconds_count", None] == 0
-    [write] = turn_ends
+    [write] = due
     write()
     assert shown() == {("seconds_bucket", "1.0"): 1, ("seconds_bucket", "2.0"): 2,
                        ("seconds_bucket", "+Inf"): 3, ("seconds_count", None): 3,
@@ -50,16 +51,16 @@ class Number:
         self.value += amount
 
 
-def test_one_number_that_cannot_be_written_does_not_keep_the_others(turn_ends):
+def test_one_number_that_cannot_be_written_does_not_keep_the_others(due):
     """001-R13"""
     numbers = [Number(), Number(OSError()), Number()]
     for number in numbers:
         metrics.count(number)
         metrics.count(number, amount=2)
-    [write] = turn_ends
+    [write] = due
     with pytest.raises(OSError):
         write()
-    for again in turn_ends[1:]:
+    for again in due[1:]:
         again()
     assert [number.value for number in numbers] == [3, 0, 3]
 
