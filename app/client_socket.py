@@ -99,8 +99,6 @@ class ClientSocket(WritingSocket, Client):
         self._request, self.body_pending = request, announces_body
         self._invites = invites and announces_body
         self.settimeout(None)
-        # Requests sent ahead are served without a wait between them.
-        self._share.take()
 
     def end_request(self, ahead: bytes) -> None:
         """Take the connection back from its request; `ahead` has come behind it."""

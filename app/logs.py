@@ -40,8 +40,8 @@ class JsonFormatter(logging.Formatter):
                                 "pid": record.process, "message": record.getMessage()}
         if record.exc_info:
             line["exc_info"] = self.formatException(record.exc_info)
-        line.update((name, value) for name, value in vars(record).items()
-                    if name not in _OF_EVERY_RECORD)
+        line |= {name: value for name, value in vars(record).items()
+                 if name not in _OF_EVERY_RECORD}
         line["time"] = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         return self._encode(line).decode()
 

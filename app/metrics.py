@@ -155,15 +155,17 @@ def count(metric: Counter | Gauge, *labels: str | int, amount: float = 1) -> Non
 
     Where there is no room for a new label's number, that number is lost and nothing else.
     """
-    child = _labelled(metric, labels)
+    child = _labelled(metric, labels) if labels else metric
     if child is not None:
-        _write_soon()
+        if not _uncounted and not _unobserved:
+            when_idle(write_counts, _WRITE_EVERY_S)
         _uncounted[child] = _uncounted.get(child, 0) + amount
 
 
 def measure(histogram: Histogram, value: float) -> None:
     """Put a value into a histogram without labels."""
-    _write_soon()
+    if not _uncounted and not _unobserved:
+        when_idle(write_counts, _WRITE_EVERY_S)
     _unobserved[histogram].append(value)
 
 
@@ -177,7 +179,7 @@ def measure_many(histogram: Histogram, counts: Mapping[int, int], total: float,
     total   sum of all values
     Cost    1 µs for each bucket, no switch
     """
-    child = _labelled(histogram, labels)
+    child = _labelled(histogram, labels) if labels else histogram
     if child is not None:
         child._sum.inc(total)
         for bucket, number in counts.items():
@@ -186,15 +188,10 @@ def measure_many(histogram: Histogram, counts: Mapping[int, int], total: float,
 
 def _labelled(metric: Counter | Gauge | Histogram, labels: tuple[str | int, ...]) -> Any:
     try:
-        return _child(metric, *labels) if labels else metric
+        return _child(metric, *labels)
     except OSError as error:
         _growing.failing(type(error).__name__)
         return None
-
-
-def _write_soon() -> None:
-    if not _uncounted and not _unobserved:
-        when_idle(write_counts, _WRITE_EVERY_S)
 
 
 def write_counts() -> None:

@@ -63,6 +63,15 @@ def test_a_gunicorn_worker_knows_its_master_and_its_listeners():
     assert (worker.ppid, worker.sockets) == (12, ["listener"])
 
 
+def test_a_setting_of_gunicorn_is_looked_up_only_where_it_is_no_attribute():
+    """001-R1: RouterWorker makes attributes of Config.settings."""
+    config = Config()
+    assert "keepalive" not in vars(config)
+    vars(config).update((name, each.get()) for name, each in config.settings.items())
+    config.set("keepalive", 1234)
+    assert config.keepalive == Config().keepalive
+
+
 def test_a_gunicorn_request_can_be_told_to_close_its_connection(parser):
     """002-R1: ClientSocket.close_after_answer calls Request.force_close."""
     request = next(parser)

@@ -118,3 +118,14 @@ def test_a_connection_gives_way_unless_some_of_a_request_has_just_come(pair, rea
     serving.kill()
     # A drain leaves a head that has begun to its own deadline.
     assert told == [order] * (ends and not (read and order == "close_if_idle"))
+
+
+def test_requests_sent_ahead_are_read_in_turn_with_everybody_else(pair):
+    """006-W2: what they hold is here, and none of them waits for anything."""
+    ran, head = [], b"GET / HTTP/1.1\r\n\r\n"
+    gevent.sleep(0)
+    for number in range(5):
+        pair.router.end_request(ahead=head)
+        gevent.spawn(ran.append, number)
+        assert pair.router.recv(100) == head
+    assert ran[:3] == [0, 1, 2]
