@@ -52,12 +52,12 @@ class Server:
         return found
 
     def processor_s(self):
-        """Return the user and system time of all the processes so far, seconds."""
-        ticks = 0
-        for pid in self.pids():
-            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        """Return the user and system time of all the processes so far, seconds.
+
+        Their own clocks tell it to the microsecond, /proc/PID/stat to a hundredth of a second.
+        """
+        # What clock_getcpuclockid(3) makes of a process id, which Python does not have.
+        return sum(time.clock_gettime(~pid << 3 | 2) for pid in self.pids())
 
     def threads(self):
         """Return how many threads its processes have together."""

@@ -1,12 +1,15 @@
 """The parts of the bench that only reckon: what was seen in, figures out."""
 
 import functools
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench.paced import Paced
+from tests.bench.processes import Server
 from tests.bench.tokens import delays_ms
 from tests.bench.upstream import event
 from tests.bench.wrk import Rate, Ratio, in_turn
@@ -55,3 +58,14 @@ def test_a_server_keeps_up_while_events_come_in_half_the_time_to_the_next(
     """A hundred streams: 2,500 events a second, 40 ms apart in each."""
     assert Paced(answers=events_a_second, cost_s=1, busy=1, streams=100, median=median,
                  p99=99, kb=1).kept_up is kept_up
+
+
+def test_a_server_s_processor_time_is_what_its_process_says_itself():
+    """It is asked between two answers of the process."""
+    says = "import time; print(time.process_time(), flush=True); "
+    with subprocess.Popen([sys.executable, "-c", f"{says}input(); {says}"], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        before = float(process.stdout.readline())
+        counted = Server(0, process).processor_s()
+        after = float(process.communicate("\n")[0])
+    assert before <= counted <= after
