@@ -123,6 +123,17 @@ def running(command, port, ready_path, *, cores=SERVER_CORES, patience_s=DEADLIN
 
 
 @contextlib.contextmanager
+def beside():
+    """Keep this thread, and those it starts, off the core of the server measured for a while."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, LOAD_CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
 def upstream():
     """Run the scripted upstream."""
     process = started([sys.executable, "-m", "tests.bench.upstream"], LOAD_CORES,

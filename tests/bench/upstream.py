@@ -11,7 +11,8 @@ what comes back:
                              written at its time to some tens of microseconds: tests.bench.tokens
     large                    a completion of 500 KB; any other model gets one of 1 KB
 
-The feeds are there at 1, 3 and 10 times the real ones' size: /1/v1/models and so on.
+The feeds are there at 1, 3 and 10 times the real ones' size: /1/v1/models and so on. /endless says
+how many endless streams are open, and when the last one that has ended was seen to end.
 """
 
 import asyncio
@@ -102,10 +103,20 @@ SENDER = Sender(stamped)
 
 
 class Fast(asyncio.Protocol):
-    """One connection; requests come one after the other, never ahead."""
+    """One connection; requests come one after the other, never ahead.
+
+    endless   how many endless streams are open on all of them
+    ended_ns  when the last one was seen to end, on the host's clock
+    """
+
+    endless = ended_ns = 0
 
     def connection_made(self, transport):
         self.transport, self.data, self.missing, self.name = transport, b"", 0, b""
+
+    def connection_lost(self, error):
+        if self.name == b"endless":
+            Fast.endless, Fast.ended_ns = Fast.endless - 1, time.monotonic_ns()
 
     def data_received(self, data):
         if self.missing:
@@ -134,6 +145,7 @@ class Fast(asyncio.Protocol):
         return True
 
     def answer(self):
+        Fast.endless += self.name == b"endless"
         if self.name in (b"paced", b"endless"):
             self.transport.write(_HEAD)
             self.started = asyncio.get_running_loop().time()
@@ -143,9 +155,15 @@ class Fast(asyncio.Protocol):
             self.transport.write(_HEAD)
             SENDER.add(os.dup(self.transport.get_extra_info("socket").fileno()))
             return
-        feed = FEEDS.get(self.path)
-        for piece in next(feed) if feed else ANSWERS.get(self.name, PLAIN):
+        for piece in self.pieces():
             self.transport.write(piece)
+
+    def pieces(self):
+        """Return the answer in the pieces it is written in."""
+        if self.path == b"/endless":
+            return whole({"open": Fast.endless, "ended_ns": Fast.ended_ns})
+        feed = FEEDS.get(self.path)
+        return next(feed) if feed else ANSWERS.get(self.name, PLAIN)
 
     def tick(self, number):
         """Send an event and have the next sent on time, however late this one is."""

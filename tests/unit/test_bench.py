@@ -1,17 +1,21 @@
 """The parts of the bench that only reckon: what was seen in, figures out."""
 
+import asyncio
 import functools
+import json
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.bench.leaving import longest_ms
 from tests.bench.paced import Paced
 from tests.bench.processes import Server
 from tests.bench.tokens import delays_ms
-from tests.bench.upstream import event
+from tests.bench.upstream import Fast, event
 from tests.bench.wrk import Rate, Ratio, in_turn
 
 
@@ -58,6 +62,65 @@ def test_a_server_keeps_up_while_events_come_in_half_the_time_to_the_next(
     """A hundred streams: 2,500 events a second, 40 ms apart in each."""
     assert Paced(answers=events_a_second, cost_s=1, busy=1, streams=100, median=median,
                  p99=99, kb=1).kept_up is kept_up
+
+
+class Wire:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self):
+        self.written, self.closed = b"", False
+
+    def write(self, data):
+        self.written += data
+
+    def close(self):
+        self.closed = True
+
+    def is_closing(self):
+        return self.closed
+
+
+def connected():
+    """Return a connection to the scripted upstream, and its transport."""
+    connection, wire = Fast(), Wire()
+    connection.connection_made(wire)
+    return connection, wire
+
+
+def asking(model):
+    """Return a request for a model."""
+    body = json.dumps({"model": model, "messages": []}).encode()
+    return b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def open_and_ended():
+    """Return what the scripted upstream says of its endless streams."""
+    connection, wire = connected()
+    connection.data_received(b"GET /endless HTTP/1.1\r\n\r\n")
+    said = json.loads(wire.written.partition(b"\r\n\r\n")[2])
+    return said["open"], said["ended_ns"]
+
+
+def test_the_scripted_upstream_knows_how_many_endless_streams_are_open_and_when_one_ended():
+    async def two_streams_of_which_one_ends():
+        one, other = connected()[0], connected()[0]
+        for connection in (one, other):
+            connection.data_received(asking("endless"))
+        both, before = open_and_ended()[0], time.monotonic_ns()
+        one.connection_lost(None)
+        # One that has no such stream makes no difference.
+        connected()[0].connection_lost(None)
+        left = open_and_ended()
+        other.connection_lost(None)
+        return both, left[0], before <= left[1] <= time.monotonic_ns(), open_and_ended()[0]
+
+    assert asyncio.run(two_streams_of_which_one_ends()) == (2, 1, True, 0)
+
+
+def test_a_probe_that_was_under_way_when_the_clients_left_counts_as_one_of_afterwards():
+    ms = 10**6
+    assert longest_ms([(0, 3 * ms), (4 * ms, 5 * ms), (6 * ms, 90 * ms), (91 * ms, 92 * ms)],
+                      10 * ms) == [3.0, 84.0]
 
 
 def test_a_server_s_processor_time_is_what_its_process_says_itself():
