@@ -7,7 +7,7 @@ import time
 from tests.bench.report import Findings, publish
 from tests.bench.wrk import require
 
-MEASURES = ("throughput", "latency", "paced", "open_streams", "leaving", "refresh",
+MEASURES = ("throughput", "latency", "paced", "open_streams", "leaving", "failover", "refresh",
             "sticky", "sticky_requests", "cooling", "startup")
 
 

@@ -9,6 +9,8 @@ what comes back:
     endless                  an event a second until the client leaves, stamped the same way
     tokens                   25 a second until the client leaves, stamped the same way, each
                              written at its time to some tens of microseconds: tests.bench.tokens
+    busy, gone               a 503; a 404 that says `model not found`
+    lost, hangs              nothing: the connection is closed; it stays open
     large                    a completion of 500 KB; any other model gets one of 1 KB
 
 The feeds are there at 1, 3 and 10 times the real ones' size: /1/v1/models and so on. /endless says
@@ -29,9 +31,11 @@ from tests.support.feeds import models_feed, public_names, utilization_feed
 STREAM_LENGTHS = (100, 1000)
 FEED_SIZES = (1, 3, 10)
 PACED_EVENTS, PACED_S, ENDLESS_S = 10, 0.02, 1.0
-MODELS = ["plain", "large", "paced", "endless", "tokens",
+FAILING = ("busy", "gone", "lost", "hangs")
+MODELS = ["plain", "large", "paced", "endless", "tokens", *FAILING,
           *(f"stream-{n}" for n in STREAM_LENGTHS)]
-_NAMED = re.compile(b'"(large|paced|endless|tokens|stream-[0-9]+)"')
+_NAMED = re.compile(
+    f'"(large|paced|endless|tokens|{"|".join(FAILING)}|stream-[0-9]+)"'.encode())
 _HEAD = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
          b"Transfer-Encoding: chunked\r\n\r\n")
 _DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
@@ -59,10 +63,10 @@ def streamed(count):
     return [_HEAD, *[ten] * (count // 10), _DONE]
 
 
-def whole(document):
+def whole(document, status=b"200 OK"):
     body = json.dumps(document).encode()
-    return [b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)]
+    return [b"HTTP/1.1 %s\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (status, len(body), body)]
 
 
 def completion(size):
@@ -74,7 +78,9 @@ def completion(size):
 
 
 PLAIN = completion(1000)
-ANSWERS = {b"large": completion(500_000),
+ANSWERS = {b"large": completion(500_000), b"hangs": [],
+           b"busy": whole({"detail": "No instances available (yet)"}, b"503 Service Unavailable"),
+           b"gone": whole({"detail": "model not found: gone"}, b"404 Not Found"),
            **{b"stream-%d" % count: streamed(count) for count in STREAM_LENGTHS}}
 
 
@@ -154,6 +160,9 @@ class Fast(asyncio.Protocol):
         if self.name == b"tokens":
             self.transport.write(_HEAD)
             SENDER.add(os.dup(self.transport.get_extra_info("socket").fileno()))
+            return
+        if self.name == b"lost":
+            self.transport.close()
             return
         for piece in self.pieces():
             self.transport.write(piece)
