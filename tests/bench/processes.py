@@ -109,12 +109,15 @@ def answers(port, path):
 
 @contextlib.contextmanager
 def running(command, port, ready_path, *, cores=SERVER_CORES, patience_s=DEADLINE_S, **options):
-    """Run a server and yield it once `ready_path` answers; what it logs goes to a file."""
+    """Run a server and yield it once `ready_path` answers; what it logs goes to a file.
+
+    ready_path  None: it is yielded at once, with whatever it does before it serves to come
+    """
     with tempfile.TemporaryFile() as log:
         process = started(command, cores, stdout=log, **options)
         try:
             until = time.monotonic() + patience_s
-            while not answers(port, ready_path):
+            while ready_path and not answers(port, ready_path):
                 assert process.poll() is None and time.monotonic() < until, f"no {command[0]}"
                 time.sleep(0.01)
             yield Server(port, process)
@@ -145,14 +148,16 @@ def upstream():
             stop(process)
 
 
-def router(backend, *, cores=SERVER_CORES, tree=ROOT, python=sys.executable, **environment):
+def router(backend, *, cores=SERVER_CORES, tree=ROOT, python=sys.executable,
+           ready_path="/readyz", **environment):
     """Run the router in front of a backend, everything on, one worker unless told otherwise.
 
     tree, python  whose `app/` and `gunicorn.conf.py` are run, and what runs them
+    ready_path    as `running` has it
     """
     plan = Router(f"http://127.0.0.1:{backend.port}",
                   **{"LOG_LEVEL": "info", "PYTHONPATH": "", **environment})
-    return running([python, "-m", "gunicorn"], plan.port, "/readyz", cores=cores, cwd=tree,
+    return running([python, "-m", "gunicorn"], plan.port, ready_path, cores=cores, cwd=tree,
                    env=plan.environment)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench.failover import AT_ONCE, GROUP, HANGING, Cost
+from tests.bench.first_moments import Moments, Request, waiting
 from tests.bench.leaving import longest_ms
 from tests.bench.paced import Paced
 from tests.bench.processes import Server
@@ -151,6 +152,24 @@ def test_of_the_requests_so_few_fail_that_failover_has_a_budget_for_them():
     """One in five may: specs/002 R64."""
     assert GROUP >= 5
     assert {model.partition(",")[0] for model in (*AT_ONCE.values(), HANGING)} == set(FAILING)
+
+
+def test_the_first_moments_are_told_from_what_comes_later():
+    early = [Request(n / 1000, 10 - n, 503 if n < 2 else 200) for n in range(10)]
+    early += [Request(0.05, 3, 200), Request(0.06, 20, 200), Request(0.099, 4, 200)]
+    between, later = [Request(0.1, 50, 503)], [Request(1 + n / 10, n, 200) for n in range(5)]
+    assert Moments.of([*early, *between, *later]) == Moments(
+        first=10, second=9, third_to_tenth=4.5, rest=4, worst=20, steady=2, refused=2)
+
+
+def test_a_connection_waits_until_somebody_accepts_it():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert waiting(port) == 0
+        with socket.create_connection(("127.0.0.1", port)):
+            assert waiting(port) == 1
+            listener.accept()[0].close()
+            assert waiting(port) == 0
 
 
 def test_an_answer_is_read_to_its_end_whatever_it_says():
