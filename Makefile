@@ -60,7 +60,7 @@ overload: .venv/dev programs
 simulate: .venv/dev
 	$(BIN)/python -m tests.simulate
 
-# What one worker can do and what it costs, a quarter of an hour. Needs wrk from Debian.
+# What one worker can do and what it costs, twenty minutes. Needs wrk from Debian.
 bench: .venv/dev programs
 	$(BIN)/python -m tests.bench
 

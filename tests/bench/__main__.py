@@ -7,8 +7,8 @@ import time
 from tests.bench.report import Findings, publish
 from tests.bench.wrk import require
 
-MEASURES = ("throughput", "latency", "paced", "open_streams", "refresh", "sticky",
-            "sticky_requests", "cooling", "startup")
+MEASURES = ("throughput", "latency", "paced", "open_streams", "leaving", "failover", "refresh",
+            "sticky", "sticky_requests", "cooling", "startup", "first_moments")
 
 
 def main():

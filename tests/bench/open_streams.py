@@ -9,7 +9,7 @@ from tests.bench.processes import LOAD_CORES, router, started, stop, upstream
 from tests.bench.report import Chart, Findings, Table, Target
 
 COUNTS, HOLD_S = (100, 1_000, 5_000), 10
-MOST_KB, MOST_LATER_MS = 40, 20
+MOST_KB, MOST_LATER_MS = 30, 20
 ROOM = {"WORKER_CONNECTIONS": "6000"}
 
 

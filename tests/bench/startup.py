@@ -6,7 +6,7 @@ import time
 from tests.bench.processes import CORES, router, upstream
 from tests.bench.report import Chart, Findings, Table, Target
 
-ROUNDS, WORKERS, REST_S, MOST_MB = 5, (1, 2), 2, 60
+ROUNDS, WORKERS, REST_S, MOST_MB = 5, (1, 2), 2, 55
 
 
 def started_and_rested(backend, workers):

@@ -9,9 +9,12 @@ what comes back:
     endless                  an event a second until the client leaves, stamped the same way
     tokens                   25 a second until the client leaves, stamped the same way, each
                              written at its time to some tens of microseconds: tests.bench.tokens
+    busy, gone               a 503; a 404 that says `model not found`
+    lost, hangs              nothing: the connection is closed; it stays open
     large                    a completion of 500 KB; any other model gets one of 1 KB
 
-The feeds are there at 1, 3 and 10 times the real ones' size: /1/v1/models and so on.
+The feeds are there at 1, 3 and 10 times the real ones' size: /1/v1/models and so on. /endless says
+how many endless streams are open, and when the last one that has ended was seen to end.
 """
 
 import asyncio
@@ -28,9 +31,11 @@ from tests.support.feeds import models_feed, public_names, utilization_feed
 STREAM_LENGTHS = (100, 1000)
 FEED_SIZES = (1, 3, 10)
 PACED_EVENTS, PACED_S, ENDLESS_S = 10, 0.02, 1.0
-MODELS = ["plain", "large", "paced", "endless", "tokens",
+FAILING = ("busy", "gone", "lost", "hangs")
+MODELS = ["plain", "large", "paced", "endless", "tokens", *FAILING,
           *(f"stream-{n}" for n in STREAM_LENGTHS)]
-_NAMED = re.compile(b'"(large|paced|endless|tokens|stream-[0-9]+)"')
+_NAMED = re.compile(
+    f'"(large|paced|endless|tokens|{"|".join(FAILING)}|stream-[0-9]+)"'.encode())
 _HEAD = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
          b"Transfer-Encoding: chunked\r\n\r\n")
 _DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
@@ -58,10 +63,10 @@ def streamed(count):
     return [_HEAD, *[ten] * (count // 10), _DONE]
 
 
-def whole(document):
+def whole(document, status=b"200 OK"):
     body = json.dumps(document).encode()
-    return [b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)]
+    return [b"HTTP/1.1 %s\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (status, len(body), body)]
 
 
 def completion(size):
@@ -73,7 +78,9 @@ def completion(size):
 
 
 PLAIN = completion(1000)
-ANSWERS = {b"large": completion(500_000),
+ANSWERS = {b"large": completion(500_000), b"hangs": [],
+           b"busy": whole({"detail": "No instances available (yet)"}, b"503 Service Unavailable"),
+           b"gone": whole({"detail": "model not found: gone"}, b"404 Not Found"),
            **{b"stream-%d" % count: streamed(count) for count in STREAM_LENGTHS}}
 
 
@@ -102,10 +109,20 @@ SENDER = Sender(stamped)
 
 
 class Fast(asyncio.Protocol):
-    """One connection; requests come one after the other, never ahead."""
+    """One connection; requests come one after the other, never ahead.
+
+    endless   how many endless streams are open on all of them
+    ended_ns  when the last one was seen to end, on the host's clock
+    """
+
+    endless = ended_ns = 0
 
     def connection_made(self, transport):
         self.transport, self.data, self.missing, self.name = transport, b"", 0, b""
+
+    def connection_lost(self, error):
+        if self.name == b"endless":
+            Fast.endless, Fast.ended_ns = Fast.endless - 1, time.monotonic_ns()
 
     def data_received(self, data):
         if self.missing:
@@ -134,6 +151,7 @@ class Fast(asyncio.Protocol):
         return True
 
     def answer(self):
+        Fast.endless += self.name == b"endless"
         if self.name in (b"paced", b"endless"):
             self.transport.write(_HEAD)
             self.started = asyncio.get_running_loop().time()
@@ -143,9 +161,18 @@ class Fast(asyncio.Protocol):
             self.transport.write(_HEAD)
             SENDER.add(os.dup(self.transport.get_extra_info("socket").fileno()))
             return
-        feed = FEEDS.get(self.path)
-        for piece in next(feed) if feed else ANSWERS.get(self.name, PLAIN):
+        if self.name == b"lost":
+            self.transport.close()
+            return
+        for piece in self.pieces():
             self.transport.write(piece)
+
+    def pieces(self):
+        """Return the answer in the pieces it is written in."""
+        if self.path == b"/endless":
+            return whole({"open": Fast.endless, "ended_ns": Fast.ended_ns})
+        feed = FEEDS.get(self.path)
+        return next(feed) if feed else ANSWERS.get(self.name, PLAIN)
 
     def tick(self, number):
         """Send an event and have the next sent on time, however late this one is."""

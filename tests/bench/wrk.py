@@ -114,18 +114,24 @@ class Ratio:
 
 def whole_answer(load):
     """Send one request and return the bytes of the answer; fail if it is not what was asked."""
-    body, received = load.body(), b""
     with socket.create_connection(("127.0.0.1", load.server.port), DEADLINE_S) as sock:
-        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: "
-                     b"Bearer sk-of-the-benchmark\r\nContent-Type: application/json\r\n"
-                     b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
-        while not _ended(received):
-            data = sock.recv(1 << 20)
-            assert data, received[:500]
-            received += data
+        received = exchange(sock, load.body())
     unframed = _CHUNK.sub(b"", received)
     words = len(re.findall(rb'"content": ?"(?: word[0-9]|@[0-9.]+@)"', unframed))
     assert received.startswith(b"HTTP/1.1 200 ") and words == load.events, received[:500]
+    return received
+
+
+def exchange(sock, body, token="sk-of-the-benchmark"):
+    """Send a request on a connection and return the bytes of its answer, whatever it says."""
+    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: "
+                 b"Bearer %s\r\nContent-Type: application/json\r\n"
+                 b"Content-Length: %d\r\n\r\n%s" % (token.encode(), len(body), body))
+    received = b""
+    while not _ended(received):
+        data = sock.recv(1 << 20)
+        assert data, received[:500]
+        received += data
     return received
 
 
