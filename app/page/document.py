@@ -67,10 +67,17 @@ def _pools(aliases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for alias in aliases:
         key = tuple((each["model"], each["tier"]) for each in alias["candidates"])
         pool = pools.setdefault(key, {
-            "aliases": [], "count": alias["count"], "candidates": alias["candidates"],
+            "aliases": [], "count": alias["count"], "rows": _rows(alias["candidates"]),
             "tiers": 1 + max((each["tier"] for each in alias["candidates"]), default=0)})
         pool["aliases"].append(alias["name"])
     return list(pools.values())
+
+
+def _rows(candidates: list[dict[str, Any]]) -> list[tuple[int | None, dict[str, Any]]]:
+    """Return the candidates that are shown, each with its place, and cooling ones behind them."""
+    first, rest = candidates[:_ROWS_SHOWN], candidates[_ROWS_SHOWN:]
+    cooling = [each for each in rest if each["cooling_s"]][:_ROWS_SHOWN]
+    return [*enumerate(first, 1), *((None, each) for each in cooling)]
 
 
 def _length(ms: float) -> float:

@@ -50,12 +50,15 @@ def picture(moment: Moment, pause: Callable[[], None] = no_pause) -> dict[str, A
     Source: specs/008 R9, R10.
     """
     seen, view = moment.seen, moment.view
-    models = sorted(seen.models.items(), key=lambda item: (-_attempts(item[1]), item[0]))
+    cooling = moment.conditions.cooling
+    models = sorted(seen.models.items(), key=lambda item: (
+        item[0] not in cooling, -_attempts(item[1]), item[0]))
     return {
         "version": VERSION, "started": utc(moment.started_at),
         "feeds": _feeds(moment),
         "aliases": _aliases(view, moment.conditions, pause),
-        "models": [_model(name, model) for name, model in models[:MOST_ROWS]],
+        "models": [_model(name, model, cooling.get(name, 0.0))
+                   for name, model in models[:MOST_ROWS]],
         "requests": {
             "active": seen.active, "streams": seen.streams, "by_status": _sum(seen.slices),
             "slice_s": SLICE_S, "slices": list(seen.slices)},
@@ -104,18 +107,21 @@ def _aliases(view: View, conditions: Conditions,
 def _first(view: View, alias: str, conditions: Conditions) -> tuple[Placed, ...]:
     """Return an alias's first candidates as a request without needs or a sticky choice has them.
 
-    The alias has some.
+    Those that cool are the last ones, and among these too. The alias has some candidates.
     """
     asked = Asked(Mode.ALIAS, (alias,), needs_count=True)
     decision = decide(view, asked, NO_NEEDS, conditions=conditions)
-    first = dataclasses.replace(decision, candidates=decision.candidates[:MOST_ROWS])
-    return placed(view, asked, NO_NEEDS, conditions, first)
+    first, rest = decision.candidates[:MOST_ROWS], decision.candidates[MOST_ROWS:]
+    cooling = [model for model in rest if model in conditions.cooling][:MOST_ROWS]
+    return placed(view, asked, NO_NEEDS, conditions,
+                  dataclasses.replace(decision, candidates=(*first, *cooling)))
 
 
-def _model(name: str, seen: ModelSeen) -> dict[str, Any]:
+def _model(name: str, seen: ModelSeen, cooling_s: float) -> dict[str, Any]:
     return {
         "model": name, "answers": seen.answers, "statuses": seen.statuses,
-        "failures": seen.failures, "abandoned": seen.outcomes.get("abandoned", 0),
+        "failures": seen.failures, "cooling_s": round(cooling_s, 1),
+        "abandoned": seen.outcomes.get("abandoned", 0),
         "first_byte_ms": {"median": seen.first_byte_ms(0.5), "p99": seen.first_byte_ms(0.99)}}
 
 

@@ -107,19 +107,16 @@ def _feeds(feeds: list[dict[str, Any]]) -> list[Wrong]:
 
 
 def _models(picture: dict[str, Any]) -> list[Wrong]:
-    cooling = {each["model"]: each["cooling_s"] for alias in picture["aliases"]
-               for each in alias["candidates"] if each["cooling_s"]}
-    failing = [model for model in picture["models"]
-               if is_failing(model) or model["model"] in cooling]
-    said = [Wrong(Level.TROUBLE, model["model"], _of_model(model, cooling.get(model["model"])))
+    failing = [model for model in picture["models"] if is_failing(model) or model["cooling_s"]]
+    said = [Wrong(Level.TROUBLE, model["model"], _of_model(model))
             for model in failing[:_MOST_MODELS]]
     if len(failing) > _MOST_MODELS:
         said.append(Wrong(Level.TROUBLE, "", f"{len(failing) - _MOST_MODELS} more models fail."))
     return said
 
 
-def _of_model(model: dict[str, Any], cooling_s: float | None) -> str:
-    does = f"is cooling for {age(cooling_s)} more" if cooling_s else "fails"
+def _of_model(model: dict[str, Any]) -> str:
+    does = f"is cooling for {age(model['cooling_s'])} more" if model["cooling_s"] else "fails"
     tried = number(attempts(model))
     return f"{does}: {failures(model['failures'])} in {tried} attempts."
 

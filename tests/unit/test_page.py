@@ -134,11 +134,27 @@ def test_a_cooling_model_is_told_in_words():
     assert "cooling for 12 s more: 3 × no headers</strong>" in document(drawn, None, NOW)
 
 
+def test_a_cooling_model_behind_all_that_is_shown_is_shown_too():
+    """008-R10, 008-R11"""
+    names, cooling = [f"c{place}" for place in range(900)], {"c7": 11.6, "listed": 3.0}
+    seen = {name: ModelSeen(outcomes={"upstream_header_timeout": 3}) for name in cooling}
+    many = {f"m{place}": ModelSeen(statuses={"200": 9}) for place in range(300)}
+    drawn = shown(names, models=many | seen, conditions=Conditions(cooling=cooling))
+    [alias] = drawn["aliases"]
+    assert len(alias["candidates"]) == MOST_ROWS + 1
+    assert alias["candidates"][-1]["model"] == "c7"
+    assert wrong(drawn) == ["c7 is cooling for 12 s more: 3 × no headers in 3 attempts.",
+                            "listed is cooling for 3 s more: 3 × no headers in 3 attempts."]
+    html = document(drawn, None, NOW)
+    assert "cooling for 12 s more: 3 × no headers</strong>" in html
+    assert "859 more chutes are not shown." in html
+
+
 def test_an_alias_whose_first_model_fails_or_cools_says_so():
     """008-R11"""
     seen = ModelSeen(outcomes={"upstream_503": 5})
     drawn = shown(models={"a": seen}, conditions=Conditions(cooling={"b": 1.0}))
-    html = document(drawn, None, NOW).partition("Who serves whom")[2].partition("</section>")[0]
+    html = document(drawn, None, NOW).partition('class="aliases">')[2].partition("</dl>")[0]
     assert re.sub("<.*?>", "", html).split() == "all first a fails, then b cooling".split()
 
 
