@@ -48,7 +48,6 @@ from app.routing.view import View, Views
 from app.seen.history import History
 from app.seen.memory import Memory
 from app.shared.directory import is_private
-from app.sticky.redis import RedisStickyStore
 from app.sticky.session import Stickiness
 from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import NoStickiness, StickyStore
@@ -213,6 +212,8 @@ def _sticky_store(config: Config, tls: ssl.SSLContext, dialer: Dialer,
     host_store = SqliteStickyStore(path, config.sticky_ttl_secs, config.sticky_max_entries, clock)
     if not config.sticky_url:
         return host_store
+    # Here alone: redis brings asyncio and more along, 7 MB in each worker.
+    from app.sticky.redis import RedisStickyStore
     return RedisStickyStore(config.sticky_url, tls, dialer, config.sticky_ttl_secs, host_store,
                             clock)
 

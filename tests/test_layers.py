@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Room -> the rooms it may import beside itself; each stands above its own line.
@@ -130,3 +132,12 @@ def test_wire_tests_import_nothing_of_the_app():
         for path in (ROOT / "tests" / folder).glob("*.py"):
             assert not any(name.split(".")[0] == "app"
                            for name in imported(ast.parse(path.read_text()))), path
+
+
+def test_redis_is_loaded_only_by_a_worker_that_uses_it():
+    """005-R9"""
+    script = ("import sys; from app.config import load_config; from app.factory import create_app;"
+              "create_app(load_config({})); print('redis' in sys.modules)")
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                           check=True)
+    assert shown.stdout.split() == ["False"]
