@@ -46,7 +46,7 @@ _CLUSTER = ("this is a node of a Redis Cluster, which has a part of the keys; ST
             "a Redis that has all of them")
 _CLUSTER_ERRORS = (redis.exceptions.MovedError, redis.exceptions.AskError,
                    redis.exceptions.ClusterDownError)
-_PREFIX = "chutes-autopilot:sticky:"
+PREFIX = "chutes-autopilot:sticky:"
 # Deletes an entry only if it still names the model that failed.
 _DISCARD = ("local value = redis.call('GET', KEYS[1]); "
             "if value and string.match(value, '^[^\\n]*') == ARGV[1] "
@@ -104,7 +104,7 @@ class RedisStickyStore:
     def _looked_up(self, client_key: str, read: Callable[[Any, str], Any],
                    renews: bool) -> StickyChoice:
         choice = StickyChoice()
-        worked, value = self._ask(choice, "read", read, _PREFIX + client_key)
+        worked, value = self._ask(choice, "read", read, PREFIX + client_key)
         if worked and isinstance(value, str):
             choice.model, _, moved = value.partition("\n")
             choice.renewed, choice.moved_at = renews, self._moved_at(moved)
@@ -125,7 +125,7 @@ class RedisStickyStore:
         value = model
         if moved_at is not None:
             value += f"\n{self._wall_clock() - (self._clock() - moved_at):.3f}"
-        self._ask(choice, "write", _call, "SET", _PREFIX + client_key, value, "EX", self._ttl_s)
+        self._ask(choice, "write", _call, "SET", PREFIX + client_key, value, "EX", self._ttl_s)
 
     def _moved_at(self, text: str) -> float | None:
         """Return a moment on this host's monotonic clock; None where it cannot be read.
@@ -139,7 +139,7 @@ class RedisStickyStore:
     def discard(self, client_key: str, choice: StickyChoice) -> None:
         """Forget the client's entry if it still names `choice.model`."""
         self._host_store.discard(client_key, choice)
-        self._ask(choice, "discard", _call, "EVAL", _DISCARD, 1, _PREFIX + client_key, choice.model)
+        self._ask(choice, "discard", _call, "EVAL", _DISCARD, 1, PREFIX + client_key, choice.model)
 
     def keep(self) -> None:
         """Replace old connections. Cost: I/O; switches greenlets."""

@@ -15,13 +15,15 @@ import time
 
 from app.dialing.dialer import Dialer
 from app.dialing.names import Names
-from app.sticky.redis import RedisStickyStore
+from app.eventloop import sleep
+from app.sticky.redis import PREFIX, RedisStickyStore
 from app.sticky.sqlite import SqliteStickyStore
 from app.sticky.store import StickyChoice
 from app.upstream.tls import trusting
 from tests.bench.refresh import SHARED_MEMORY
 from tests.bench.report import Chart, Findings, Table, Target
 from tests.support.redis_server import RedisServer
+from tests.support.router import DEADLINE_S
 
 SIZES = (10, 10_000, 1_000_000)
 ACTIVE = SIZES[0]
@@ -36,19 +38,25 @@ def key(number):
 
 
 def fill_redis(server, database, clients, model):
-    """Put a choice for each client into Redis as the store does, without a round trip for each.
-
-    The store itself has put one entry before, and shows so how it names them.
-    """
+    """Put a choice for each client into Redis as the store does, without a round trip for each."""
     with socket.create_connection(("127.0.0.1", server.port), 60) as sock:
-        sock.sendall(b"SELECT %d\r\nKEYS *\r\n" % database)
-        prefix = sock.recv(4096).split(b"\r\n")[3][:-len(clients[0])]
-        reader = sock.makefile("rb")
+        reader, prefix = sock.makefile("rb"), PREFIX.encode()
+        sock.sendall(b"SELECT %d\r\n" % database)
+        assert reader.readline() == b"+OK\r\n"
         for start in range(0, len(clients), 10_000):
             some = clients[start:start + 10_000]
             sock.sendall(b"".join(b"SET %s%s %s EX %d\r\n" % (
                 prefix, client.encode(), model.encode(), TTL_S) for client in some))
             assert all(reader.readline() == b"+OK\r\n" for _ in some)
+
+
+def wait_until_connected(store):
+    """Wait until a store has a connection to Redis, which it opens beside its requests."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while not store.get(key(0)).renewed:
+        assert time.monotonic() < give_up_at
+        store.put(key(0), MODELS[0], StickyChoice())
+        sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -62,7 +70,7 @@ def stores():
             distributed = RedisStickyStore(
                 server.url.removesuffix("0") + str(database), trusting(""), Dialer(Names()), TTL_S,
                 embedded, time.monotonic)
-            distributed.put(key(0), MODELS[0], StickyChoice())
+            wait_until_connected(distributed)
             clients = [key(number) for number in range(size)]
             for client in clients:
                 embedded.put(client, MODELS[0], StickyChoice())

@@ -12,14 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.dialing.dialer import Dialer
+from app.dialing.names import Names
+from app.sticky.redis import RedisStickyStore
+from app.sticky.sqlite import SqliteStickyStore
+from app.upstream.tls import trusting
 from tests.bench.failover import AT_ONCE, GROUP, HANGING, Cost
 from tests.bench.first_moments import Moments, Request, waiting
 from tests.bench.leaving import longest_ms
 from tests.bench.paced import Paced
-from tests.bench.processes import Server
+from tests.bench.processes import Server, upstream
+from tests.bench.refresh import rounds
+from tests.bench.sticky import TTL_S, fill_redis, wait_until_connected
 from tests.bench.tokens import delays_ms
-from tests.bench.upstream import FAILING, MODELS, Fast, event
+from tests.bench.upstream import FAILING, FEED_SIZES, MODELS, Fast, event
 from tests.bench.wrk import Rate, Ratio, exchange, in_turn
+from tests.support.redis_server import RedisServer
 
 
 @given(st.lists(st.integers(0, 400), max_size=6))
@@ -193,3 +201,17 @@ def test_a_server_s_processor_time_is_what_its_process_says_itself():
         counted = Server(0, process).processor_s()
         after = float(process.communicate("\n")[0])
     assert before <= counted <= after
+
+
+def test_the_measures_that_run_parts_of_the_router_still_can(tmp_path):
+    """001-R12: the stores of `sticky`, connected, and the feeds of `refresh`, taken in."""
+    with RedisServer() as server:
+        store = RedisStickyStore(server.url, trusting(""), Dialer(Names()), TTL_S,
+                                 SqliteStickyStore(tmp_path / "a", TTL_S, 9, time.monotonic),
+                                 time.monotonic)
+        wait_until_connected(store)
+        fill_redis(server, 0, ["b"], "some/Model")
+        assert store.get("b").model == "some/Model"
+        store.close()
+    with upstream() as backend:
+        assert rounds(backend.port, FEED_SIZES[0])
