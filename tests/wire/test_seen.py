@@ -121,6 +121,8 @@ def test_what_a_killed_worker_has_seen_is_still_told(upstream):
             router.chat("whole")
         router.chat("down")
         until(lambda: (seen_of(router, "whole") or {}).get("answers") == 20)
+        # Another worker may have had it, and each writes at its own time.
+        until(lambda: status(router)["requests"]["by_status"] == {"200": 20, "503": 1})
         for line in router.wait_for_lines(lambda line: line["message"] == "worker ready", 2):
             os.kill(line["pid"], signal.SIGKILL)
         router.wait_for_lines(lambda line: line["message"] == "worker ready", 4)
