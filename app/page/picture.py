@@ -51,14 +51,14 @@ def picture(moment: Moment, pause: Callable[[], None] = no_pause) -> dict[str, A
     """
     seen, view = moment.seen, moment.view
     cooling = moment.conditions.cooling
-    models = sorted(seen.models.items(), key=lambda item: (
-        item[0] not in cooling, -_attempts(item[1]), item[0]))
+    models = sorted(seen.models.items(), key=lambda item: (-_attempts(item[1]), item[0]))
+    behind = [item for item in models[MOST_ROWS:] if item[0] in cooling][:MOST_ROWS]
     return {
         "version": VERSION, "started": utc(moment.started_at),
         "feeds": _feeds(moment),
         "aliases": _aliases(view, moment.conditions, pause),
         "models": [_model(name, model, cooling.get(name, 0.0))
-                   for name, model in models[:MOST_ROWS]],
+                   for name, model in (*models[:MOST_ROWS], *behind)],
         "requests": {
             "active": seen.active, "streams": seen.streams, "by_status": _sum(seen.slices),
             "slice_s": SLICE_S, "slices": list(seen.slices)},
@@ -107,7 +107,7 @@ def _aliases(view: View, conditions: Conditions,
 def _first(view: View, alias: str, conditions: Conditions) -> tuple[Placed, ...]:
     """Return an alias's first candidates as a request without needs or a sticky choice has them.
 
-    Those that cool are the last ones, and among these too. The alias has some candidates.
+    Those that cool stand behind them if they are not among them. The alias has some candidates.
     """
     asked = Asked(Mode.ALIAS, (alias,), needs_count=True)
     decision = decide(view, asked, NO_NEEDS, conditions=conditions)

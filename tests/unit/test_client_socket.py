@@ -121,7 +121,7 @@ def test_a_connection_gives_way_unless_some_of_a_request_has_just_come(pair, rea
 
 
 def test_requests_sent_ahead_are_read_in_turn_with_everybody_else(pair):
-    """006-W2: what they hold is here, and none of them waits for anything."""
+    """006-W15: what they hold is here, and none of them waits for anything."""
     ran, head = [], b"GET / HTTP/1.1\r\n\r\n"
     gevent.sleep(0)
     for number in range(5):

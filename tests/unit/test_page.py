@@ -143,6 +143,8 @@ def test_a_cooling_model_behind_all_that_is_shown_is_shown_too():
     [alias] = drawn["aliases"]
     assert len(alias["candidates"]) == MOST_ROWS + 1
     assert alias["candidates"][-1]["model"] == "c7"
+    # Those with the most requests stay: they tell how well the router is.
+    assert [model["model"][0] for model in drawn["models"]] == ["m"] * MOST_ROWS + ["c", "l"]
     assert wrong(drawn) == ["c7 is cooling for 12 s more: 3 × no headers in 3 attempts.",
                             "listed is cooling for 3 s more: 3 × no headers in 3 attempts."]
     html = document(drawn, None, NOW)
