@@ -23,6 +23,7 @@ ROOMS = {
     "hang_ups": "eventloop",
     "next_head": "errors",
     "client_writes": "dialing eventloop",
+    "answer_writer": "",
     "client_socket": "client client_writes errors eventloop hang_ups next_head",
     "request_head": "errors", "refusals": "errors",
     "inflight": "errors eventloop",
@@ -42,7 +43,7 @@ ROOMS = {
     "wsgi": "config factory",
     "master": "",
     "worker": "errors config eventloop dialing heartbeat logs log_writer hang_ups client_socket "
-              "next_head draining refusals request_head routing",
+              "answer_writer next_head draining refusals request_head routing",
 }
 
 
@@ -94,7 +95,8 @@ def test_each_library_has_its_door():
                                     "app/dialing/connectors.py"}
     assert importers("gevent") == {"app/eventloop.py", "app/client_writes.py"}
     assert importers("gunicorn") == {
-        "app/worker.py", "app/master.py", "app/heartbeat.py", "app/refusals.py"}
+        "app/worker.py", "app/answer_writer.py", "app/master.py", "app/heartbeat.py",
+        "app/refusals.py"}
     assert importers("prometheus_client") == {
         "app/metrics.py", "app/metric_files.py", "app/exposition.py"}
     assert importers("redis") == {"app/sticky/redis.py", "app/sticky/redis_connections.py"}

@@ -61,7 +61,8 @@ class Body:
         whatever reason the iteration ends. A body without a byte closes it too: such a success is
         an abandoned attempt, and the upstream is to see that.
         """
-        reader, piece, empty = self._reader, self._early, True
+        reader, connection, piece, empty = self._reader, self._connection, self._early, True
+        assert connection is not None, "a closed body is not iterated"
         self._early = b""
         share, quiet_since, only_framing = FairShare(), time.monotonic(), self._only_framing
         try:
@@ -75,7 +76,8 @@ class Body:
                 if reader.complete:
                     break
                 share.take()
-                data = self._read(quiet_since if only_framing else None)
+                data = self._read_on(connection, quiet_since) if only_framing else (
+                    connection.read())
                 piece = reader.feed(data) if data else b""
                 only_framing = bool(data) and not piece
                 if not data:
@@ -88,20 +90,21 @@ class Body:
         finally:
             self._finish(reusable=reader.complete and not reader.surplus and not empty)
 
-    def _read(self, quiet_since: float | None) -> bytes:
-        """Read what is there; `quiet_since` is set where framing came but no byte of the body."""
-        assert self._connection is not None, "a closed body is not iterated"
-        if quiet_since is None or self._silence_limit_s is None:
-            return self._connection.read()
-        # Dripped framing is no sign of life: the wait goes on where it was.
+    def _read_on(self, connection: Connection, quiet_since: float) -> bytes:
+        """Read what is there after framing without a byte of the body.
+
+        Dripped framing is no sign of life: the wait goes on where it was.
+        """
+        if self._silence_limit_s is None:
+            return connection.read()
         left_s = self._silence_limit_s - (time.monotonic() - quiet_since)
         if left_s <= 0:
             raise TimeoutError
-        self._connection.limit_silence(left_s)
+        connection.limit_silence(left_s)
         try:
-            return self._connection.read()
+            return connection.read()
         finally:
-            self._connection.limit_silence(self._silence_limit_s)
+            connection.limit_silence(self._silence_limit_s)
 
     def _finish(self, reusable: bool) -> None:
         connection = self._connection

@@ -59,6 +59,8 @@ class Connection:
         self.dialed = dialed
         # True of a TLS connection, and of TLS within a proxy's TLS.
         self._has_tls = hasattr(sock, "cipher")
+        # The kernel's socket, where there is no TLS: gevent's would wait, which Arrival does.
+        self._receive = sock.recv if self._has_tls else getattr(sock, "_sock", sock).recv
         # Of TLS, bytes may be here that the kernel has no more; TLS within TLS does not tell.
         self._unread = getattr(sock, "pending", None) if self._has_tls else lambda: 0
         self._arrival = Arrival(sock)
@@ -159,9 +161,16 @@ class Connection:
         """Wait for what comes: at least one byte, or none at the end of the stream."""
         if self._has_tls:
             return self._read_of_record()
-        if self._drained:
-            self._arrival.wait(self._silence_s)
-        return self._read_now()
+        while True:
+            if self._drained:
+                self._arrival.wait(self._silence_s)
+            try:
+                data = self._receive(_READ_SIZE)
+            except BlockingIOError:
+                self._drained = True
+            else:
+                self._drained = len(data) < _READ_SIZE
+                return data
 
     def _read_of_record(self) -> bytes:
         """Read what a TLS record holds. A record that is dripped is silence until it is whole."""
@@ -189,7 +198,7 @@ class Connection:
         return True
 
     def _read_now(self) -> bytes:
-        data = self._sock.recv(_READ_SIZE)
+        data = self._receive(_READ_SIZE)
         self._drained = (self._unread is not None and len(data) < _READ_SIZE
                          and not self._unread())
         return data

@@ -133,7 +133,8 @@ class ChunkedBody:
         data, self._held = self._held + data, b""
         pieces: list[bytes] = []
         at = self._continue_chunk(data, 0, pieces) if self._left else 0
-        while not self._left and not self._trailing and (line := _CHUNK_LINE.match(data, at)):
+        while at < len(data) and not self._left and not self._trailing and (
+                line := _CHUNK_LINE.match(data, at)):
             at, size = line.end(), int(line[1], 16)
             end = at + size
             if size and data[end:end + 2] == b"\r\n":  # the chunk is here whole, as nearly always
