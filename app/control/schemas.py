@@ -18,7 +18,7 @@ import marshmallow
 import msgspec
 from marshmallow import Schema, ValidationError, fields
 
-from app.control.documents import Entries, decode, entries_of, split
+from app.control.documents import decode, entries_of, split
 from app.errors import FetchFailed
 from app.routing.catalogue import Model
 from app.routing.ranking import PRIVATE_CHUTE, UtilizationRow
@@ -126,9 +126,8 @@ def parse_utilization(document: bytes,
 
     Source: specs/003 R2, R3, R13.
     """
-    entries = split(document, Entries, "an array", pause)
     loading = _Loading(_load_row)
-    rows = loading.load_all(entries_of(entries), pause)
+    rows = loading.load_all(entries_of(document, "an array", pause), pause)
     if loading.dropped == loading.seen:
         raise FetchFailed(f"no usable row{loading.what_is_wrong()}")
     return tuple(rows), loading.dropped
@@ -148,9 +147,8 @@ def parse_models(document: bytes, pause: Callable[[], None]) -> tuple[tuple[Mode
     expected = "an object with a data array"
     # Python writes NaN, which few clients can read: they get the entries without it.
     feed = split(document, _ModelsDocument, expected, pause, in_place_of_nan=b"null")
-    entries = split(bytes(feed.data), Entries, expected, pause)
     loading = _Loading(_load_model)
-    models = tuple(loading.load_all(entries_of(entries), pause))
+    models = tuple(loading.load_all(entries_of(bytes(feed.data), expected, pause), pause))
     if not models:
         raise FetchFailed(f"no model{loading.what_is_wrong()}")
     return models, loading.dropped

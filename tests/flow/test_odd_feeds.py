@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from app.control import documents
 from app.control.changes import CatalogueChanges
-from app.control.documents import MAX_ENTRIES
+from app.control.documents import _FEW_COMMAS, MAX_ENTRIES, _bounded
 from app.control.feeds import Feed, FeedSource
 from app.control.saved import SavedFeed
 from app.control.schemas import parse_models, parse_utilization
@@ -145,6 +145,26 @@ def test_rows_and_what_is_made_of_them_are_nothing_to_the_garbage_collector():
     (candidate,) = views.current.snapshot.ranking.candidates
     (member,) = views.current.pool("chutesai/AutoPilot").members
     assert not any(map(gc.is_tracked, (row, candidate, candidate.parts, member)))
+
+
+def test_what_bounds_the_entries_of_a_feed_is_made_for_very_large_ones_only():
+    """003-R13"""
+    _bounded.cache_clear()
+    padded = {**utilization_row("a"), "more": [0] * 300}
+    for rows, made in ((500, 0), (5_000, 1)):
+        (first, *_, last), dropped = parse_utilization(dumped([padded] * rows), pause)
+        assert (first.name, last.name, dropped) == ("a", "a", 0)
+        assert _bounded.cache_info().currsize == made
+
+
+@pytest.mark.parametrize("commas", [_FEW_COMMAS, _FEW_COMMAS + 1])
+@pytest.mark.parametrize("value", [b"{}", b"7", b'"text"', b"null"])
+def test_a_feed_that_is_no_array_is_a_failed_refresh_whatever_its_size(commas, value):
+    """003-R13"""
+    many = b"," * commas
+    document = value.replace(b"text", many).replace(b"{}", b'{"":"' + many + b'"}')
+    with pytest.raises(FetchFailed, match="not an array"):
+        parse_utilization(document, pause)
 
 
 def test_one_entry_more_is_a_failed_refresh():
