@@ -21,10 +21,12 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http import get_parser, wsgi
 from gunicorn.workers import base
+from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 from gunicorn.workers.workertmp import WorkerTmp
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
 from urllib3 import PoolManager
+from werkzeug.datastructures import Headers
 from prometheus_client.mmap_dict import MmapedDict
 from redis.connection import parse_url
 from urllib3.connection import HTTPSConnection, ProxyConfig
@@ -100,6 +102,25 @@ def test_a_gunicorn_request_shows_what_came_behind_it(parser):
 def test_a_gunicorn_request_knows_that_its_client_waits_to_be_asked(parser):
     """002-R40: RouterWorker reads and clears Request._expected_100_continue."""
     assert next(parser)._expected_100_continue is False
+
+
+def test_werkzeugs_header_fields_are_a_list():
+    """002-R16: RelayedResponse puts those of the upstream there."""
+    headers = Headers([("A", "1"), ("a", "2")])
+    assert headers._list == headers.to_wsgi_list() == [("A", "1"), ("a", "2")]
+
+
+def test_gunicorn_has_the_app_answer_by_these_steps(parser):
+    """002-R16: RouterWorker takes them by itself, and AnswerWriter two of Response's."""
+    assert names(wsgi.create)[-2:] == ["response_class", "response_args"]
+    steps = inspect.getsource(AsyncWorker.handle_request)
+    for step in ("self.nr += 1", "resp.force_close()", "self.wsgi(environ, resp.start_response)",
+                 "resp.write(item)", "resp.close()", "respiter.close()", "resp.should_close()"):
+        assert step in steps
+    assert "self.process_headers(headers)" in inspect.getsource(wsgi.Response.start_response)
+    for method in (wsgi.Response.write, wsgi.Response.close):
+        assert "self.send_headers()" in inspect.getsource(method)
+    assert wsgi.TOKEN_RE.fullmatch("a-b") and not wsgi.HEADER_VALUE_RE.fullmatch("a\r\n")
 
 
 def test_gunicorns_master_asks_a_workers_heartbeat_when_it_was_touched():

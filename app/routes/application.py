@@ -91,6 +91,14 @@ class Application(Flask):
             return None
         return MapAdapter(self.url_map, "", "/", None, "http", request.path, request.method)
 
+    def full_dispatch_request(self) -> Response:
+        """Answer a request. Flask's own method tells two signals of it, which nobody hears."""
+        try:
+            answer = self.preprocess_request() or self.dispatch_request()
+        except Exception as error:
+            answer = self.handle_user_exception(error)
+        return self.process_response(self.make_response(answer))
+
     def preprocess_request(self) -> Response | None:
         """Decide the request's id before anything can go wrong; refuse what has no route here.
 

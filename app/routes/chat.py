@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Response, request
+from werkzeug.datastructures import Headers
 
 from app.client import Client, client_of
 from app.config import OPENAI_ERRORS, Config
@@ -38,9 +39,18 @@ PATHS = ("/v1/chat/completions", "/v1/completions")
 
 
 class RelayedResponse(Response):
-    """A response made of the upstream's own header fields and nothing else."""
+    """A response made of the upstream's own header fields and nothing else.
+
+    werkzeug would judge and copy each field; app.upstream.head has judged them, and
+    app.answer_writer does it again.
+    """
 
     default_mimetype = None
+
+    def __init__(self, relay: Relay, status: str, fields: list[Field]) -> None:
+        headers = Headers()
+        headers._list = fields
+        super().__init__(relay, status, headers, direct_passthrough=True)
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
         """Give the server the header fields as they came; werkzeug would rewrite some."""
@@ -179,8 +189,7 @@ class Completions:
             name.lower() == "content-length" for name, _ in fields)
         relay = Relay(upstream, first, record, client, delimited=delimited, is_stream=is_stream,
                       tail=StreamTail() if kind else None, cuts=cuts)
-        return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields,
-                               direct_passthrough=True)
+        return RelayedResponse(relay, f"{upstream.status} {upstream.reason}".rstrip(), fields)
 
 
 def _show_error(upstream: UpstreamResponse, first: bytes,

@@ -106,14 +106,6 @@ def test_an_abandoned_answer_is_closed_before_the_next_attempt(client_for):
     assert post(client_for(Checking(a=abandoned, b=Answer(**OK))), "a,b").data == b"firstsecond"
 
 
-def test_an_answer_that_cannot_be_passed_on_is_let_go(client_for):
-    """006-W5, 002-R21"""
-    answer = Answer(**OK, fields=[("X-Split", "a\r\nb")])
-    response = post(client_for(Transport(a=answer)), "a")
-    assert (response.status_code, response.json["error"]["code"]) == (500, "internal_error")
-    assert answer.closed
-
-
 @pytest.mark.parametrize("stream, seconds", [(True, 10), (False, 600), (None, 600), ("true", 600)])
 def test_the_header_deadline_depends_on_stream(client_for, stream, seconds):
     """002-R13"""

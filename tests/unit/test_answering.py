@@ -7,6 +7,7 @@ import gevent.socket
 import pytest
 from gunicorn.config import Config
 from gunicorn.http import get_parser, wsgi
+from gunicorn.http.errors import InvalidResponseHeader
 
 from app.answer_writer import AnswerWriter
 from app.client_socket import ClientSocket
@@ -18,6 +19,7 @@ from app.worker import RouterWorker
 OURS = ("192.0.2.1", 80)
 LENGTH = ("Content-Length", "5")
 PIECES = [b"", b"one", b"", b"x" * 300, b"12"]
+OTHERS = [("X-Odd", "a\tb \xe9"), ("content-type", "text/plain"), ("X-Empty", ""), ("X-Odd", "2")]
 
 
 class Request:
@@ -77,11 +79,38 @@ def written(kind, method, version, status, fields):
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("version", [(1, 0), (1, 1)])
 @pytest.mark.parametrize("status", ["200 OK", "204 No Content", "304 Not Modified"])
-@pytest.mark.parametrize("fields", [[], [LENGTH]])
+@pytest.mark.parametrize("fields", [[], [LENGTH], [*OTHERS, ("content-LENGTH", "7")], OTHERS])
 def test_an_answer_is_framed_as_gunicorn_frames_it(method, version, status, fields):
     """002-R16"""
     asked = method, version, status, fields
     assert written(AnswerWriter, *asked) == written(wsgi.Response, *asked)
+
+
+@pytest.mark.parametrize("field", [
+    ("X-Split", "a\r\nX-More: b"), ("X-Line", "a\n"), ("X-Nul", "\0"), ("X-Wide", "\u0100"),
+    ("X Space", "a"), ("", "a"), ("X-Colon:", "a"), ("X-Line\r\n", "a")])
+def test_a_field_that_could_be_read_as_two_is_never_written(field):
+    """006-W20"""
+    for fields in ([field], [LENGTH, field], [field, LENGTH]):
+        sent = Sent()
+        writer = AnswerWriter(Request("GET", (1, 1)), sent, Config())
+        writer.start_response("200 OK", fields)
+        with pytest.raises(InvalidResponseHeader) as error:
+            writer.write(b"body")
+        assert not sent.data and not writer.headers_sent
+        assert str(error.value).endswith(": a field of the answer")
+
+
+def test_an_answer_has_the_date_of_its_second(monkeypatch):
+    """002-R16"""
+    dates = []
+    for now in (0.0, 0.9, 1.0, 86400.5):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        sent = Sent()
+        AnswerWriter(Request("GET", (1, 1)), sent, Config()).start_response("200 OK", [])(b"x")
+        dates.append(sent.data.split(b"Date: ")[1][:29].decode())
+    assert dates == ["Thu, 01 Jan 1970 00:00:00 GMT"] * 2 + [
+        "Thu, 01 Jan 1970 00:00:01 GMT", "Fri, 02 Jan 1970 00:00:00 GMT"]
 
 
 @pytest.fixture
@@ -151,6 +180,13 @@ def test_an_end_that_is_no_defect_goes_on_to_who_knows_it(serve, end, caplog):
     app = Pieces([b"ab"], end)
     got, _ = serve(app, ends=type(end))
     assert got.endswith(b"2\r\nab\r\n") and app.closed == 1 and not caplog.records
+
+
+def test_an_answer_that_cannot_be_passed_on_is_let_go(serve):
+    """006-W5, 002-R21"""
+    app = Pieces([b"ab"], fields=[("X-Split", "a\r\nb: c")])
+    got, _ = serve(app, ends=InvalidResponseHeader)
+    assert got == b"" and app.closed == 1
 
 
 def test_a_defect_before_the_head_can_still_be_answered(serve):
