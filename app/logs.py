@@ -29,13 +29,19 @@ _MAX_PLACES = 12
 class JsonFormatter(logging.Formatter):
     """Makes a line of a record: a JSON object with the record's own fields and those of `extra`.
 
+    A value that JSON has no form for is shown by its text; a record's stack is not shown.
+
     The library for this, python-json-logger, takes twice as long: 7 µs more of each request.
     """
 
     _encode = msgspec.json.Encoder(enc_hook=str).encode
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line. Raises UnicodeEncodeError for a lone surrogate. Cost: 5 µs."""
+        """Return the line.
+
+        Raises  UnicodeEncodeError for a lone surrogate, whatever the text of a value raises
+        Cost    5 µs
+        """
         line: dict[str, Any] = {"level": record.levelname, "logger": record.name,
                                 "pid": record.process, "message": record.getMessage()}
         if record.exc_info:

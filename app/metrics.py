@@ -197,7 +197,8 @@ def _labelled(metric: Counter | Gauge | Histogram, labels: tuple[str | int, ...]
 def write_counts() -> None:
     """Write what was counted and measured, so that every worker can read it.
 
-    Raises  OSError if a file cannot grow; that number is lost, the others are written later
+    Raises  OSError if a file cannot grow; what was to be written then is lost (a number, or those
+            that one histogram has gathered), the others are written later
     Cost    1 µs for each number, no switch
     """
     try:

@@ -100,7 +100,8 @@ class RouterWorker(GeventWorker):
         write_lines_later(after_this_turn)
         report_uncaught(_log_uncaught)
         _spare_the_garbage_collector()
-        # gunicorn looks up some twenty settings for each request, by two function calls each.
+        # gunicorn looks up some twenty settings for each request, by two function calls each. From
+        # here on they are fixed.
         self.cfg.__dict__.update((name, each.get()) for name, each in self.cfg.settings.items())
         self._hang_ups = HangUpWatch()
         router = self.wsgi.extensions["router"]

@@ -90,7 +90,7 @@ def test_an_answer_is_framed_as_gunicorn_frames_it(method, version, status, fiel
     ("X-Split", "a\r\nX-More: b"), ("X-Line", "a\n"), ("X-Nul", "\0"), ("X-Wide", "\u0100"),
     ("X Space", "a"), ("", "a"), ("X-Colon:", "a"), ("X-Line\r\n", "a")])
 def test_a_field_that_could_be_read_as_two_is_never_written(field):
-    """006-W20"""
+    """002-R16"""
     for fields in ([field], [LENGTH, field], [field, LENGTH]):
         sent = Sent()
         writer = AnswerWriter(Request("GET", (1, 1)), sent, Config())
