@@ -12,8 +12,9 @@ from gunicorn import util
 from gunicorn.http import wsgi
 from gunicorn.http.errors import InvalidResponseHeader
 
+# A line for each field, its name and value apart by what neither may hold.
 _FIELDS = re.compile(
-    rf"(?:{wsgi.TOKEN_RE.pattern}: {wsgi.HEADER_VALUE_RE.pattern}\r\n)*")
+    rf"(?:{wsgi.TOKEN_RE.pattern}\0{wsgi.HEADER_VALUE_RE.pattern}\n)*")
 
 
 class AnswerWriter(wsgi.Response):
@@ -26,36 +27,42 @@ class AnswerWriter(wsgi.Response):
     headers_sent: bool
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Take the fields of the head, none of which is about the connection."""
-        self.headers = list(headers)
-        for name, value in self.headers:
-            if name.lower() == "content-length":
-                self.response_length = int(value)
+        """Take the fields of the head, but for those that are the server's to say.
+
+        Raises  InvalidResponseHeader where gunicorn would refuse a field
+                TypeError if a name or a value is no text
+        """
+        fields = list(headers)
+        lines = "".join([name + "\0" + value + "\n" for name, value in fields])
+        if lines.count("\n") != len(fields) or not _FIELDS.fullmatch(lines):
+            raise InvalidResponseHeader("a field of the answer")
+        for name, value in fields:
+            lower = name.lower()
+            if lower not in util.hop_headers:
+                self.headers.append((name, value.strip(" \t")))
+                if lower == "content-length":
+                    self.response_length = int(value)
 
     def send_headers(self) -> None:
-        """Write the head, once.
-
-        Raises  InvalidResponseHeader, if a field could be read as two; nothing is written then
-        """
+        """Write the head, once."""
         if self.headers_sent:
             return
-        fields = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
-        if fields.count("\n") != len(self.headers) or not _FIELDS.fullmatch(fields):
-            raise InvalidResponseHeader("a field of the answer")
         lines = [f"HTTP/{self.req.version[0]}.{self.req.version[1]} {self.status}",
                  f"Server: {self.version}", f"Date: {_date(int(time.time()))}",
                  "Connection: close" if self.should_close() else "Connection: keep-alive"]
         if self.chunked:
             lines.append("Transfer-Encoding: chunked")
-        self.sock.sendall("\r\n".join([*lines, fields, ""]).encode("latin-1"))
+        lines += [f"{name}: {value}" for name, value in self.headers]
+        # Before: a part of it may be out when the writing ends in an error.
         self.headers_sent = True
+        self.sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     def write(self, piece: bytes) -> None:
         """Write a piece of the body, behind the head where that has not been sent.
 
         piece   an empty one is written as none: it would end a chunked body
         Raises  what ClientSocket.sendall raises
-        Cost    one system call
+        Cost    a system call, and one for the head; a slow reader's takes more, and switches
         """
         if not self.chunked or not self.headers_sent:
             super().write(piece)

@@ -208,8 +208,7 @@ class ClientSocket(WritingSocket, Client):
 
     def linger_if_more_has_come(self) -> None:
         """Close as `linger` does where bytes are here that nobody will read."""
-        # It may be closed already, after a defect.
-        if self.fileno() >= 0 and readable(self):
+        if readable(self):
             self.linger(0)
 
     def close_if_idle(self) -> None:

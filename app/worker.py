@@ -72,10 +72,10 @@ touch_in_memory()
 
 
 class RouterLogger(Logger):
-    """gunicorn's logger, which tells nothing of a client."""
+    """gunicorn's logger, which tells an exception by its type and place."""
 
     def exception(self, msg: Any, *_: Any, **__: Any) -> None:
-        """Log the exception at hand by its type and place; the stock method logs its text."""
+        """Log the exception at hand; the stock method logs its text."""
         error = sys.exc_info()[1]
         if error is not None:
             _log_uncaught(error)
@@ -219,10 +219,11 @@ class RouterWorker(GeventWorker):
     def _answer(self, listener_name: Any, req: Any, sock: ClientSocket, addr: Any) -> None:
         """Have the app answer a request, and write what it says.
 
-        Raises  StopIteration where the connection ends behind the answer
-                whatever the app or the socket raises, but for a defect behind the answer's head
+        Raises  StopIteration where the connection ends behind the answer; StreamCut where a defect
+                breaks the answer off; whatever else the app or the socket raises
 
-        In place of the base's own method, which also looks for hooks, for files and at the clock.
+        In place of the base's own method, which also looks for hooks, for files and at the clock,
+        and has an access log. SystemExit, of a worker that stood still, is a defect like others.
         """
         writer, environ = wsgi.create(req, sock, addr, listener_name, self.cfg, AnswerWriter)
         self.nr += 1
@@ -245,8 +246,7 @@ class RouterWorker(GeventWorker):
             if not writer.headers_sent:
                 raise
             _log_uncaught(error)
-            sock.hang_up()
-            raise StopIteration from None
+            raise StreamCut from None
         if writer.should_close():
             raise StopIteration
 

@@ -27,7 +27,8 @@ _BRACKETS = re.compile(rb'(?P<quote>")|\\.|(?P<open>[\[{]+)|(?P<close>[\]}]+)', 
 # msgspec and json follow some thousand levels, less those of the functions that call them.
 _MOST_DEEP = 500
 
-# An array with no more commas has few entries, built in 25 ms. The real feeds have up to 16,000.
+# With no more commas an array's entries are built at once, in 17 to 40 ms. The larger one of the
+# real feeds has 16,000 commas.
 _FEW_COMMAS = 300_000
 _NO_ENTRY = msgspec.Raw(b"")
 

@@ -39,10 +39,11 @@ PATHS = ("/v1/chat/completions", "/v1/completions")
 
 
 class RelayedResponse(Response):
-    """A response made of the upstream's own header fields and nothing else.
+    """A response of the upstream's header fields and those that the router adds, as they are.
 
-    werkzeug would judge and copy each field; app.upstream.head has judged them, and
-    app.answer_writer does it again.
+    fields  becomes the response's own list, to which others are added later
+
+    werkzeug would judge and copy each field, and rewrite some. app.answer_writer judges them.
     """
 
     default_mimetype = None
@@ -50,12 +51,17 @@ class RelayedResponse(Response):
     def __init__(self, relay: Relay, status: str, fields: list[Field]) -> None:
         headers = Headers()
         headers._list = fields
+        self._relay = relay
         super().__init__(relay, status, headers, direct_passthrough=True)
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
-        """Give the server the header fields as they came; werkzeug would rewrite some."""
-        start_response(self.status, self.headers.to_wsgi_list())
-        return self.response
+        """Give the server head and body. Raises what the server raises at the head."""
+        try:
+            start_response(self.status, self.headers.to_wsgi_list())
+        except Exception:
+            self._relay.fail()
+            raise
+        return self._relay
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Body:
                 if reader.complete:
                     break
                 share.take()
+                assert self._connection is connection, "a closed body is not iterated"
                 data = self._read_on(connection, quiet_since) if only_framing else (
                     connection.read())
                 piece = reader.feed(data) if data else b""

@@ -59,7 +59,7 @@ class Connection:
         self.dialed = dialed
         # True of a TLS connection, and of TLS within a proxy's TLS.
         self._has_tls = hasattr(sock, "cipher")
-        # The kernel's socket, where there is no TLS: gevent's would wait, which Arrival does.
+        # Without TLS that of the kernel's socket, which never waits: Arrival does that.
         self._receive = sock.recv if self._has_tls else getattr(sock, "_sock", sock).recv
         # Of TLS, bytes may be here that the kernel has no more; TLS within TLS does not tell.
         self._unread = getattr(sock, "pending", None) if self._has_tls else lambda: 0
@@ -131,6 +131,7 @@ class Connection:
 
     def _hear(self) -> tuple[Head, bytes] | None:
         """Read what is here of the answer, in the middle of sending; no wait."""
+        # TLS would wait for the rest of a record.
         self.limit_silence(0.0)
         try:
             data = self._checked(self._read_now)

@@ -80,6 +80,11 @@ class Relay:
         if tail is not None and not record.unfinished:
             record.usage = read_usage(tail.last())
 
+    def fail(self) -> None:
+        """Let go of all where not even the head could be written: a defect of the router."""
+        self._record.status, self._record.ending = 500, Ending.INTERNAL_ERROR
+        self.close()
+
     def close(self) -> None:
         """Let go of upstream and client, whatever ended the answer. Closing twice is harmless."""
         if self._record.ending is Ending.COMPLETE and not self._delimited:

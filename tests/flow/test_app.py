@@ -8,8 +8,11 @@ import types
 
 import pytest
 from gunicorn.config import Config
+from gunicorn.http.errors import InvalidResponseHeader
+from werkzeug.test import EnvironBuilder
 
 from app import metrics
+from app.answer_writer import AnswerWriter
 from app.config import load_config
 from app.errors import ApiError, ClientGone, StreamCut
 from app.factory import create_app
@@ -104,6 +107,20 @@ def test_an_abandoned_answer_is_closed_before_the_next_attempt(client_for):
             return super().__call__(path, body, headers, header_timeout_s)
 
     assert post(client_for(Checking(a=abandoned, b=Answer(**OK))), "a,b").data == b"firstsecond"
+
+
+def test_an_answer_that_cannot_be_passed_on_is_let_go(client_for, caplog):
+    """006-W5, 002-R16, 002-R21: the server refuses the head, and answers by itself."""
+    answer, path = Answer(**OK, fields=[("X-Split", "a\r\nb: c")]), "/v1/chat/completions"
+    environ = EnvironBuilder(path, method="POST", json={"model": "a"}).get_environ()
+    request = types.SimpleNamespace(method="POST", version=(1, 1), should_close=lambda: False)
+    writer = AnswerWriter(request, None, Config())
+    caplog.set_level(logging.INFO)
+    with pytest.raises(InvalidResponseHeader):
+        client_for(Transport(a=answer)).application(environ, writer.start_response)
+    assert answer.closed and not writer.headers_sent
+    (line,) = [line for line in caplog.records if line.message == "request"]
+    assert (line.status, line.ended) == (500, "internal_error")
 
 
 @pytest.mark.parametrize("stream, seconds", [(True, 10), (False, 600), (None, 600), ("true", 600)])
