@@ -44,11 +44,12 @@ class Server:
         self.port, self.process = port, process
 
     def pids(self):
-        """Return the process and all that descend from it."""
+        """Return the process and all that descend from it; one may end meanwhile."""
         found = [self.process.pid]
         for pid in found:
-            for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-                found.extend(map(int, (task / "children").read_text().split()))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+                    found.extend(map(int, (task / "children").read_text().split()))
         return found
 
     def processor_s(self):

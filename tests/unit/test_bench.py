@@ -3,15 +3,18 @@
 import asyncio
 import functools
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tests.bench.__main__
 from app.dialing.dialer import Dialer
 from app.dialing.names import Names
 from app.sticky.redis import RedisStickyStore
@@ -23,6 +26,7 @@ from tests.bench.leaving import longest_ms
 from tests.bench.paced import Paced
 from tests.bench.processes import Server, upstream
 from tests.bench.refresh import rounds
+from tests.bench.report import Findings, Target
 from tests.bench.sticky import TTL_S, fill_redis, wait_until_connected
 from tests.bench.tokens import delays_ms
 from tests.bench.upstream import FAILING, FEED_SIZES, MODELS, Fast, event
@@ -215,3 +219,32 @@ def test_the_measures_that_run_parts_of_the_router_still_can(tmp_path):
         store.close()
     with upstream() as backend:
         assert rounds(backend.port, FEED_SIZES[0])
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_none(monkeypatch):
+    """A worker that was killed goes while its threads are read."""
+    def gone(_):
+        raise FileNotFoundError
+    monkeypatch.setattr("pathlib.Path.read_text", gone)
+    itself = types.SimpleNamespace(pid=os.getpid())
+    assert Server(0, itself).pids() == [itself.pid]
+    monkeypatch.undo()
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert Server(0, itself).pids() == [itself.pid, child.pid]
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_measure_that_fails_costs_its_own_figures_only(monkeypatch, capsys):
+    """The others have taken twenty minutes."""
+    def works():
+        return Findings([Target("something", "much", True)])
+    for name, measure in (("latency", works), ("paced", lambda: 1 / 0)):
+        monkeypatch.setattr(f"tests.bench.{name}.measure", measure)
+    monkeypatch.setattr(sys, "argv", ["bench", "paced", "latency"])
+    with pytest.raises(SystemExit, match="failed: paced"):
+        tests.bench.__main__.main()
+    shown = capsys.readouterr()
+    assert "| something | much | met |" in shown.out and "ZeroDivisionError" in shown.err
