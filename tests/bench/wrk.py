@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -104,7 +105,7 @@ class Ratio:
     @classmethod
     def of(cls, one, other, figure="answers"):
         """Compare two Rates of the same interleaved rounds."""
-        each = [getattr(mine, figure) / getattr(its, figure)
+        each = [getattr(mine, figure) / getattr(its, figure) if getattr(its, figure) else math.inf
                 for mine, its in zip(one.rounds, other.rounds, strict=True)]
         return cls(statistics.median(each), min(each), max(each))
 
@@ -162,7 +163,8 @@ def run(load, whole, seconds):
     assert not seen["bad"], done.stdout
     answers = max(seen["requests"], seen["bytes"] / len(whole) if load.events else 0)
     took_s = seen["us"] / 1e6
-    return Rate(answers / took_s, spent_s / answers, spent_s / took_s,
+    # A slow server may have answered nobody yet.
+    return Rate(answers / took_s, spent_s / answers if answers else math.inf, spent_s / took_s,
                 len(_CHUNK.findall(whole)))
 
 

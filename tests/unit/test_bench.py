@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+import math
 import os
 import socket
 import subprocess
@@ -248,3 +249,10 @@ def test_a_measure_that_fails_costs_its_own_figures_only(monkeypatch, capsys):
         tests.bench.__main__.main()
     shown = capsys.readouterr()
     assert "| something | much | met |" in shown.out and "ZeroDivisionError" in shown.err
+
+
+def test_a_server_that_has_answered_nobody_is_infinitely_slower():
+    """LiteLLM may need longer than a round for a stream of 1,000."""
+    ours, none = Rate.of([Rate(8.0, 0.1, 1.0)] * 2), Rate.of([Rate(0.0, math.inf, 1.0)] * 2)
+    assert str(Ratio.of(ours, none)) == "inf (inf to inf by round)"
+    assert Ratio.of(none, ours).median == 0 and Ratio.of(none, ours, "cost_s").median == math.inf
