@@ -61,8 +61,7 @@ class Body:
         whatever reason the iteration ends. A body without a byte closes it too: such a success is
         an abandoned attempt, and the upstream is to see that.
         """
-        reader, connection, piece, empty = self._reader, self._connection, self._early, True
-        assert connection is not None, "a closed body is not iterated"
+        reader, piece, empty = self._reader, self._early, True
         self._early = b""
         share, quiet_since, only_framing = FairShare(), time.monotonic(), self._only_framing
         try:
@@ -76,7 +75,8 @@ class Body:
                 if reader.complete:
                     break
                 share.take()
-                assert self._connection is connection, "a closed body is not iterated"
+                connection = self._connection
+                assert connection is not None, "a closed body is not iterated"
                 data = self._read_on(connection, quiet_since) if only_framing else (
                     connection.read())
                 piece = reader.feed(data) if data else b""
