@@ -126,6 +126,18 @@ class Router:
         [pid] = [pid for pid, port in self.connections() if port == client.getsockname()[1]]
         return pid
 
+    @contextlib.contextmanager
+    def one_client_of_each_worker(self):
+        """Yield a connection to each worker, by the worker's pid."""
+        clients = {}
+        with contextlib.ExitStack() as open_clients:
+            while len(clients) < int(self.environment["WEB_CONCURRENCY"]):
+                client = open_clients.enter_context(contextlib.closing(self.connect()))
+                client.request("GET", "/healthz")
+                client.getresponse().read()
+                clients.setdefault(self.worker_of(client.sock), client)
+            yield clients
+
     def wait_until_refusing(self):
         """Wait until nobody accepts connections any more."""
         def refused():

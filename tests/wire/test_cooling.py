@@ -15,9 +15,8 @@ from tests.support.upstream import Upstream, complete, stall, unavailable
 
 ALIAS = "chutesai/AutoPilot"
 NAMES = ["best", "next", "third", "fourth"]
-WORKERS = 3
 # No client is led by what answered it before.
-SHORT = {"WEB_CONCURRENCY": str(WORKERS), "STICKY_TTL_SECS": "0",
+SHORT = {"WEB_CONCURRENCY": "3", "STICKY_TTL_SECS": "0",
          "UPSTREAM_HEADER_TIMEOUT_MS": "400", "UPSTREAM_FIRST_BODY_BYTE_TIMEOUT_MS": "400"}
 
 
@@ -57,19 +56,6 @@ def coolings(router):
     return [line for line in router.lines if line["message"] == "model cooling"]
 
 
-@contextlib.contextmanager
-def one_client_of_each_worker(router):
-    """Yield connections to all workers, by their pid."""
-    clients = {}
-    with contextlib.ExitStack() as open_clients:
-        while len(clients) < WORKERS:
-            client = open_clients.enter_context(contextlib.closing(router.connect()))
-            client.request("GET", "/healthz")
-            client.getresponse().read()
-            clients.setdefault(router.worker_of(client.sock), client)
-        yield clients
-
-
 def send_on(client, stream="true"):
     client.request("POST", "/v1/chat/completions",
                    f'{{"stream": {stream}, "model": "{ALIAS}"}}'.encode())
@@ -85,7 +71,7 @@ def ask_on(client):
 def test_a_hanging_model_costs_a_host_three_deadlines_and_not_one_for_each_client(upstream):
     """003-R36, 003-R40, 003-R42, 003-R43"""
     with running(upstream, COOLDOWN_SECS="60") as router:
-        with one_client_of_each_worker(router) as clients:
+        with router.one_client_of_each_worker() as clients:
             for _ in range(5):
                 for client in clients.values():
                     assert ask_on(client).getheader("x-chutes-autopilot-selected") == "next"
@@ -349,7 +335,7 @@ def test_a_store_in_trouble_costs_cooling_and_no_request(upstream, trouble):
             assert router.get("/metrics").status == 200
         # What was written meanwhile is nowhere, or it has begun a cooling.
         until(lambda: ask(router) and router.metrics().get(("model_cooling", "best")))
-        with one_client_of_each_worker(router) as clients:
+        with router.one_client_of_each_worker() as clients:
             until(lambda: not tried_by(clients.values(), upstream))
         assert (router.metrics()["cooling_errors_total",] > 0) is (trouble is not removed)
         assert router.stop() == 0
