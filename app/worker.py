@@ -17,6 +17,7 @@ import gc
 import heapq
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -90,6 +91,16 @@ class RouterWorker(GeventWorker):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.tmp = Heartbeat(self.tmp)
+
+    def init_signals(self) -> None:
+        """Set the handlers of signals.
+
+        The stock method first gives all of them up. What comes meanwhile would kill the worker
+        without a word, so it waits for its handler.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def timeout_ctx(self) -> contextlib.AbstractContextManager[None]:
         """Return what bounds the wait for a request: nothing, since ClientSocket does."""

@@ -5,12 +5,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from tests.support.feeds import models_feed, utilization_row
-from tests.support.router import Answer, Router, free_port, read_to_end, read_until, until
+from tests.support.router import ROOT, Answer, Router, free_port, read_to_end, read_until, until
 from tests.support.upstream import DEADLINE_S, Upstream
 
 FEED = {"models": models_feed(["a", "b"]), "rows": [utilization_row("a"), utilization_row("b")]}
@@ -417,6 +419,30 @@ def test_signals_without_number_while_a_worker_boots_are_one(backend):
         with contextlib.suppress(ProcessLookupError):
             until(lambda: os.kill(pid, signal.SIGTERM))
         assert router.stop() == 0 and ended_well(router)
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGQUIT", "SIGINT"])
+def test_a_signal_while_a_worker_sets_its_handlers_is_heeded(number):
+    """007-R3: it comes when gunicorn has just made it a signal that kills."""
+    script = f"""if True:
+        import os, signal
+        from app.worker import RouterWorker
+        set_handler = signal.signal
+        def set_and_send(number, handler):
+            set_handler(number, handler)
+            if (number, handler) == (signal.{number}, signal.SIG_DFL):
+                os.kill(os.getpid(), number)
+        signal.signal = set_and_send
+        worker = object.__new__(RouterWorker)
+        worker.PIPE = os.pipe()
+        os.set_blocking(worker.PIPE[1], False)
+        worker.handle_exit = worker.handle_quit = lambda number, _: print(number)
+        worker.init_signals()
+    """
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True,
+                            capture_output=True, timeout=DEADLINE_S)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{signal.Signals[number]}\n"
 
 
 def test_a_worker_without_a_master_drains_too(backend):
